@@ -1,0 +1,71 @@
+"""Extractive question answering in SQuAD's format."""
+
+import json
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+from zoobj.errors import UserError
+from zoobj.task import Row, Task, read_rows
+
+
+class Squad(Task):
+    r"""SQuAD 1.1 from the hub (rajpurkar/squad), or local files: SQuAD's own JSON, or rows with the
+    columns context, question, answers (``{"text": [...]}``).
+
+    The hub's validation split, which has several answers a question, is our test split; validation
+    is cut from train by passage. Prompt: ``Context: ...\nQuestion: ...\nAnswer:``.
+    """
+
+    name = "squad"
+    objective = "token_f1"
+    dataset_path = "rajpurkar/squad"
+    hub_splits = {"train": "train", "test": "validation"}  # noqa: RUF012
+    columns = ("context", "question", "answers")
+
+    def prompt(self, row: Row) -> str:
+        return f"Context: {row['context'].strip()}\nQuestion: {row['question'].strip()}\nAnswer:"
+
+    def reference(self, row: Row) -> list[str]:
+        return list(dict.fromkeys(row["answers"]["text"]))  # annotators often agree: once each
+
+    def group(self, row: Row) -> Hashable:
+        return row["context"]
+
+    def read(self, path: Path) -> list[Row]:
+        """Rows of SQuAD's nested JSON, or of any file with its columns."""
+        if path.suffix != ".json":
+            return read_rows(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} can't be read as JSON: {error}") from error
+        articles = content.get("data") if isinstance(content, dict) else None
+        if not (isinstance(articles, list) and articles and "paragraphs" in articles[0]):
+            return read_rows(path)
+        return _flatten(articles, path)
+
+
+def _flatten(articles: list[dict[str, Any]], path: Path) -> list[Row]:
+    """One row a question, with the columns of the hub's version."""
+    try:
+        return [
+            {
+                "id": str(qa.get("id", "")),
+                "title": article.get("title", ""),
+                "context": paragraph["context"],
+                "question": qa["question"],
+                "answers": {
+                    "text": [answer["text"] for answer in qa["answers"]],
+                    "answer_start": [answer.get("answer_start", -1) for answer in qa["answers"]],
+                },
+            }
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for qa in paragraph["qas"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not in SQuAD 1.1's format: {type(error).__name__}: {error}; needed are "
+            "data[].paragraphs[].{context, qas[].{question, answers[].text}}"
+        ) from error

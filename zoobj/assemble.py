@@ -1,0 +1,78 @@
+"""From settings to things: the task, the model, the scorer, the method that a ZOConfig names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from zoobj.config import ZOConfig
+from zoobj.errors import UserError
+from zoobj.estimators.base import Estimator
+from zoobj.models import load_model, prepare
+from zoobj.registry import build, find
+from zoobj.scoring import Sampling, Scorer
+from zoobj.task import SPLITS, Task
+
+
+def make_task(
+    args: ZOConfig, task: Task | None = None, datasets: Sequence[Any] = (None, None, None)
+) -> Task:
+    """The task that the settings name, or the one given, with its own files replaced."""
+    files = (args.train_file, args.validation_file, args.test_file)
+    sources = [file if rows is None else rows for rows, file in zip(datasets, files, strict=True)]
+    if task is None:
+        names = ("train_file", "validation_file", "test_file")
+        settings = dict(zip(names, sources, strict=True))
+        settings |= {"num_fewshot": args.num_fewshot, "max_new_tokens": args.max_new_tokens}
+        made = build("task", args.task, **settings)
+        if not isinstance(made, Task):
+            raise UserError(f"task {args.task!r} is no Task: derive it from zoobj.Task")
+        return made
+    given = zip(SPLITS, sources, strict=True)
+    task.files = {**task.files, **{split: rows for split, rows in given if rows is not None}}
+    return task
+
+
+def make_scorer(args: ZOConfig, model: Any, tokenizer: Any, task: Task) -> Scorer:
+    """A scorer with the settings' decoding."""
+    return Scorer(
+        model=model,
+        tokenizer=tokenizer,
+        task=task,
+        batch_size=args.per_device_eval_batch_size,
+        max_prompt_length=args.max_prompt_length,
+        sampling=Sampling(args.temperature, args.top_p) if args.do_sample else None,
+    )
+
+
+def make_model(args: ZOConfig, model: Any = None, tokenizer: Any = None) -> tuple[Any, Any]:
+    """The model that the settings name and its tokenizer, or the ones given, ready to be scored."""
+    if model is None:
+        model, loaded = load_model(
+            args.model_name_or_path,
+            gguf_file=args.gguf_file,
+            dtype=args.dtype,
+            device_map=args.device_map,
+            trust_remote_code=args.trust_remote_code,
+        )
+        tokenizer = tokenizer or loaded
+    elif tokenizer is None:
+        raise UserError("a model given as an object needs its tokenizer: processing_class=...")
+    prepare(model, tokenizer)
+    return model, tokenizer
+
+
+def method_class(name: str) -> type[Estimator]:
+    """The class of a method, by name."""
+    thing = find("method", name).thing
+    if not (isinstance(thing, type) and issubclass(thing, Estimator)):
+        raise UserError(f"method {name!r} is no Estimator: derive it from zoobj.estimators")
+    return thing
+
+
+def make_method(args: ZOConfig) -> Estimator:
+    """The method with the settings' seed, eps and learning rate."""
+    return method_class(args.method)(
+        seed=args.seed,
+        eps=args.eps,
+        learning_rate=args.learning_rate,
+        normalize=args.normalize,
+    )

@@ -1,0 +1,243 @@
+"""The command line: ``zoobj <verb> --flag value``. Exit codes: 0 done, 1 a bug or a failure at run
+time, 2 the user can mend it (one line on stderr), 130 interrupted and saved.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from zoobj.errors import UserError, did_you_mean
+
+# Heavy modules are imported by the verbs that need them: --help answers at once.
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line with the closest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see: {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = action.metavar or action.dest
+            raise UserError(f"unknown {what} {value!r}{did_you_mean(value, action.choices)}")
+
+    def parse_exactly(self, argv: Sequence[str]) -> argparse.Namespace:
+        known, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in _actions(self, known) for flag in action.option_strings]
+            raise UserError(f"unknown argument {unknown[0]!r}{_closest(unknown[0], flags)}")
+        return known
+
+
+def _actions(parser: argparse.ArgumentParser, known: argparse.Namespace) -> list[argparse.Action]:
+    verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return verbs.choices[known.verb]._actions
+
+
+def _closest(flag: str, flags: Sequence[str]) -> str:
+    hint = did_you_mean(flag.partition("=")[0], flags)
+    return hint if hint.startswith("; did") else "; see: --help"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    from zoobj.interrupts import Interrupted
+
+    try:
+        args = _parser().parse_exactly(argv)
+        logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+        logging.getLogger("zoobj").setLevel(logging.INFO)
+        verb: Callable[[argparse.Namespace], int] = args.run
+        return verb(args)
+    except UserError as error:
+        print(f"zoobj: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(f"zoobj: {error}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("zoobj: interrupted before there was anything to save", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="zoobj",
+        allow_abbrev=False,
+        description="Tune a language model directly on the score you report.",
+    )
+    from zoobj import __version__
+
+    parser.add_argument("--version", action="version", version=f"zoobj {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser, metavar="verb")
+    for name, run, text, flags in (
+        ("train", _train, "tune a model", _train_flags),
+        ("eval", _eval, "score a model", _eval_flags),
+        ("ls", _ls, "list tasks, objectives or methods", _ls_flags),
+        ("validate", _validate, "check a task, an objective or a config", _validate_flags),
+        ("env", _env, "versions and hardware, for bug reports", lambda parser: None),
+    ):
+        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        flags(sub)
+        sub.set_defaults(run=run)
+    return parser
+
+
+# Settings as flags ----------------------------------------------------------------------------
+
+
+def _setting_flags(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
+    """A flag for each field of ZOConfig; pydantic checks the values, so all arrive as text."""
+    from zoobj.config import ZOConfig
+
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings; flags win")
+    for name, field in ZOConfig.model_fields.items():
+        if names is not None and name not in names:
+            continue
+        default = "" if field.default is None else f" [{field.default}]"
+        parser.add_argument(
+            f"--{name}",
+            default=argparse.SUPPRESS,
+            help=f"{field.description}{default}".replace("%", "%%"),
+            **({"nargs": "?", "const": "true"} if field.annotation is bool else {}),
+            metavar=name.upper().rsplit("_", 1)[-1],
+        )
+
+
+def _settings(args: argparse.Namespace) -> Any:
+    """ZOConfig from the YAML file, then the flags."""
+    from zoobj.config import ZOConfig, load_yaml
+
+    told = load_yaml(args.config) if args.config else {}
+    flags = {name: value for name, value in vars(args).items() if name in ZOConfig.model_fields}
+    return ZOConfig(**{**told, **flags})
+
+
+# Verbs ----------------------------------------------------------------------------------------
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    _setting_flags(parser)
+
+
+def _train(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    _quiet()
+    from zoobj.progress import ProgressBar
+    from zoobj.trainer import ZOTrainer
+
+    trainer = ZOTrainer(args=settings, callbacks=[] if settings.disable_tqdm else [ProgressBar()])
+    result = trainer.train()
+    print(result)
+    print(f"saved in {settings.output_dir}")
+    return 0
+
+
+_EVAL = (
+    "model_name_or_path",
+    "gguf_file",
+    "dtype",
+    "device_map",
+    "trust_remote_code",
+    "task",
+    "train_file",
+    "validation_file",
+    "test_file",
+    "num_fewshot",
+    "max_new_tokens",
+    "max_prompt_length",
+    "objective",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "on_error",
+    "per_device_eval_batch_size",
+    "seed",
+)
+
+
+def _eval_flags(parser: argparse.ArgumentParser) -> None:
+    _setting_flags(parser, _EVAL)
+    parser.add_argument("--split", default="test", help="train, validation or test [test]")
+    parser.add_argument("--limit", help="only the first N examples")
+    parser.add_argument("--output", metavar="FILE", help="also write the result as JSON")
+
+
+def _eval(args: argparse.Namespace) -> int:
+    settings, limit = _settings(args), _count("--limit", args.limit)
+    _quiet()
+    from zoobj.evaluation import evaluate
+
+    result = evaluate(settings, args.split, limit, args.output)
+    print(result)
+    return 0
+
+
+def _ls_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["tasks", "objectives", "methods"])
+
+
+def _ls(args: argparse.Namespace) -> int:
+    from zoobj.registry import catalogue, find
+
+    kind = args.what.removesuffix("s")
+    for name in sorted(catalogue(kind)):
+        found = find(kind, name)
+        summary = (found.thing.__doc__ or "").strip().partition("\n\n")[0]
+        print(f"{name:<16} {' '.join(summary.split())}  [{found.where}]")
+    return 0
+
+
+def _validate_flags(parser: argparse.ArgumentParser) -> None:
+    _setting_flags(parser)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    _quiet()
+    from zoobj.evaluation import validate
+
+    for line in validate(settings):
+        print(line)
+    return 0
+
+
+def _env(args: argparse.Namespace) -> int:
+    import os
+    import platform
+
+    import torch
+
+    from zoobj.run import git_commit, versions
+
+    for name, value in versions().items():
+        print(f"{name:<14} {value}")
+    print(f"{'commit':<14} {git_commit() or 'installed'}")
+    print(f"{'platform':<14} {platform.platform()}")
+    print(f"{'cpu':<14} {os.cpu_count()} cores, {torch.get_num_threads()} threads in torch")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"{'gpu':<14} {', '.join(gpus) or 'none'}")
+    return 0
+
+
+def _count(flag: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{flag} {text!r}: a whole number of at least 1 is needed")
+    return int(text)
+
+
+def _quiet() -> None:
+    """Other libraries' progress bars and advice don't belong among our few lines."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

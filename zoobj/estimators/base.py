@@ -1,0 +1,55 @@
+"""The contract of a method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from zoobj.walk import Move, Offset
+
+
+class Estimator(ABC):
+    """Says which offsets to score at a step, and how their losses move the weights.
+
+    It holds no tensor of parameter size; what it remembers are a few scalars and seeds, which the
+    run writes to its log.
+
+    Args:
+        seed: of the run; directions are derived from it and from the step.
+        eps: how far an offset lies from theta.
+        learning_rate: how far a step goes. The trainer sets both before each step.
+        normalize: divide differences by their running size, so that ``learning_rate`` is the
+            change of a weight in a typical step, whatever the objective's units.
+
+    Attributes:
+        evaluations: offsets that a step scores.
+    """
+
+    name: ClassVar[str]
+    evaluations: ClassVar[int]
+
+    def __init__(
+        self, *, seed: int, eps: float, learning_rate: float, normalize: bool = True
+    ) -> None:
+        self.seed, self.eps, self.learning_rate = seed, eps, learning_rate
+        self.normalize = normalize
+
+    @abstractmethod
+    def offsets(self, step: int) -> list[Offset]:
+        """The offsets to score at this step, in order; +/- pairs stand next to each other."""
+
+    @abstractmethod
+    def move(self, losses: Sequence[float]) -> Move:
+        """What the losses of the offsets just asked for say; empty if they say nothing.
+
+        Args:
+            losses: in the order of ``offsets``, lower is better; NaN where none could be had.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on beside the settings; JSON values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where ``state_dict`` left off."""
+        if state:
+            raise ValueError(f"{self.name} keeps no state, but was given {sorted(state)}")

@@ -1,0 +1,126 @@
+"""Scoring without training: ``zoobj eval`` and ``zoobj validate``."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoobj.assemble import make_model, make_scorer, make_task
+from zoobj.config import ZOConfig
+from zoobj.errors import UserError
+from zoobj.objective import Batch, Objective, as_objective, is_score
+from zoobj.registry import find
+from zoobj.run import write_json
+from zoobj.signal import Outcome, judge
+from zoobj.task import SPLITS, Example, Task
+
+
+class Evaluation(dict[str, Any]):
+    """The keys of ``zoobj eval --output``; prints as one line."""
+
+    def __str__(self) -> str:
+        error = "" if self["stderr"] is None else f" +/- {self['stderr']:.4f}"
+        failed = f", {self['failed']} could not be scored" if self["failed"] else ""
+        value = "-" if self["value"] is None else f"{self['value']:.4f}"
+        return (
+            f"{self['objective']} of {self['model']} on {self['n']} {self['split']} examples of "
+            f"{self['task']}: {value}{error}{failed}"
+        )
+
+
+def evaluate(
+    args: ZOConfig, split: str = "test", limit: int | None = None, output: str | None = None
+) -> Evaluation:
+    """Score a model on a split, by the code that measures ``result.json``.
+
+    Raises:
+        UserError: for bad input, or where nothing could be scored.
+    """
+    if output is not None and not Path(output).expanduser().absolute().parent.is_dir():
+        raise UserError(f"--output {output}: no such folder")
+    task = make_task(args)
+    objective = as_objective(args.objective or task.objective)
+    examples = task.examples(split, limit)
+    model, tokenizer = make_model(args)
+    scorer = make_scorer(args, model, tokenizer, task)
+    outcome = judge(objective, scorer(examples, objective.needs), args.on_error)
+    if not is_score(outcome.value):
+        raise UserError(outcome.error or f"objective {objective.name!r} could score no example")
+    result = Evaluation(
+        model=args.model_name_or_path,
+        task=task.name,
+        objective=objective.name,
+        split=split,
+        n=len(examples) - outcome.failed,
+        failed=outcome.failed,
+        truncated=scorer.truncated(examples),
+        value=outcome.value,
+        stderr=_standard_error(outcome),
+    )
+    if output is not None:
+        write_json(Path(output).expanduser(), dict(result))
+    return result
+
+
+def _standard_error(outcome: Outcome) -> float | None:
+    """Standard error of a mean of scores; None for a set-level value."""
+    scores = [s for s in outcome.scores or [] if is_score(s)]
+    return float(np.std(scores, ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else None
+
+
+def validate(args: ZOConfig) -> Iterator[str]:
+    """Check the names of a config, its data, and that the gold answers score full marks.
+
+    Yields:
+        A line for each thing that holds.
+
+    Raises:
+        UserError: for the first that doesn't.
+    """
+    task = make_task(args)
+    objective = as_objective(args.objective or task.objective)
+    found = find("method", args.method)
+    for split in SPLITS:
+        examples = task.examples(split)
+        yield f"{task.name}, {split}: {len(examples)} examples, e.g. {examples[0].prompt[-60:]!r}"
+        yield _check_gold(task, objective, examples)
+    yield f"method {args.method} is {found.where}"
+
+
+def _check_gold(task: Task, objective: Objective, examples: list[Example]) -> str:
+    """Full marks for gold, where it is known what that means."""
+    if {"label_scores", "reference_logprob"} & set(objective.needs):
+        return f"{objective.name}: needs a model; not checked without one"
+    outcome = judge(objective, gold_batch(task, examples))
+    if outcome.error is not None:
+        raise UserError(outcome.error)
+    best = objective.bounds[1 if objective.higher_is_better else 0]
+    if best is None:
+        return f"{objective.name} of the gold answers: {outcome.value:.4f} (no upper bound)"
+    if outcome.value != best:
+        raise UserError(
+            f"task {task.name}: the gold answers score {outcome.value:.4f} on {objective.name}, "
+            f"not {best}{_culprit(outcome, best, examples)}"
+        )
+    return f"{objective.name} of the gold answers: {outcome.value:.4f}, full marks"
+
+
+def gold_batch(task: Task, examples: list[Example]) -> Batch:
+    """The batch of a model that always gives the gold answer."""
+    choices = task.output == "choices"
+    columns = examples[0].row
+    return Batch(
+        prompts=[e.prompt for e in examples],
+        references=[e.reference for e in examples],
+        rows={name: [e.row.get(name) for e in examples] for name in columns},
+        completions=[task.gold(e.row) for e in examples],
+        predictions=[e.reference for e in examples] if choices else None,
+    )
+
+
+def _culprit(outcome: Outcome, best: float, examples: list[Example]) -> str:
+    wrong = (i for i, score in enumerate(outcome.scores or []) if score != best)
+    first = next(wrong, None)
+    return "" if first is None else f"; row {first + 1}: reference {examples[first].reference!r}"

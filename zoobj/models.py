@@ -1,0 +1,163 @@
+"""Load a model and its tokenizer with transformers, ready to be scored and tuned."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from zoobj.errors import UserError, did_you_mean
+
+TINY_QA = "tiny-qa"
+EMBEDDED = {TINY_QA: Path(__file__).parent / "assets" / "tiny_qa"}
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(
+    model_name_or_path: str,
+    *,
+    gguf_file: str | None = None,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """A causal language model in evaluation mode, and its tokenizer padding on the left.
+
+    Args:
+        model_name_or_path: an embedded model (``tiny-qa``), a folder, or a hub id.
+        gguf_file: name of a GGUF file in that folder or repository; its weights are dequantised,
+            since packed ones can't be perturbed.
+        dtype: "auto" takes the checkpoint's own.
+        device_map: left to transformers (needs accelerate); without it the model goes to the
+            first GPU where there is one, else stays on the CPU.
+        trust_remote_code: as in transformers.
+
+    Raises:
+        UserError: no such model, or one that can't be loaded, with the remedy.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = _locate(model_name_or_path, gguf_file)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=_dtype(dtype), device_map=device_map, **options, **_dequantised(gguf_file)
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(
+            f"model {model_name_or_path!r} can't be loaded: {_first_line(error)}"
+        ) from error
+    if device_map is None:
+        model = model.to(_default_device())
+    return model, tokenizer
+
+
+def prepare(model: Any, tokenizer: Any) -> None:
+    """What scoring relies on: evaluation mode, left padding, a pad token."""
+    model.eval()
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no pad, eos or unk token: set tokenizer.pad_token")
+
+
+def context_length(model: Any) -> int | None:
+    """Most tokens the model takes, None where its configuration does not say."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype {name!r}{did_you_mean(name, DTYPES)}")
+    return "auto" if name == "auto" else getattr(torch, name)
+
+
+def _dequantised(gguf_file: str | None) -> dict[str, Any]:
+    """Newer transformers leave GGUF weights packed unless told; older ones always unpack them."""
+    import transformers
+
+    if gguf_file is None or not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _locate(name: str, gguf_file: str | None) -> str:
+    """Where to load from, after the checks that save the user a long wait and a long message."""
+    if name in EMBEDDED:
+        return str(EMBEDDED[name])
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _checked_folder(path, gguf_file)
+    if path.exists():
+        raise UserError(
+            f"model {name!r} is a file; give its folder"
+            + (f" and --gguf_file {path.name}" if path.suffix == ".gguf" else "")
+        )
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"model {name!r}: no such folder{_near(path)}")
+    _check_hub(name)
+    return name
+
+
+def _checked_folder(path: Path, gguf_file: str | None) -> str:
+    if gguf_file is None and not (path / "config.json").is_file():
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        remedy = f"add --gguf_file {ggufs[0]}" if ggufs else "give a folder with a saved model"
+        raise UserError(f"model {str(path)!r}: no config.json in this folder; {remedy}")
+    if gguf_file is not None and not (path / gguf_file).is_file():
+        files = [file.name for file in path.glob("*.gguf")]
+        raise UserError(f"no file {gguf_file!r} in {str(path)!r}{did_you_mean(gguf_file, files)}")
+    return str(path)
+
+
+def _near(path: Path) -> str:
+    """A hint from the folder's neighbours, where it has any with a close name."""
+    hint = did_you_mean(path.name, [p.name for p in path.parent.glob("*/")])
+    return hint if hint.startswith("; did") else ""
+
+
+def _check_hub(name: str) -> None:
+    """Ask the hub once; from_pretrained would retry for a minute where there is no network."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    missing, hint = f"model {name!r}: no folder here", _hint(name)
+    try:
+        if try_to_load_from_cache(name, "config.json") is not None or constants.HF_HUB_OFFLINE:
+            return
+        HfApi().model_info(name, timeout=10)
+    except HFValidationError:
+        raise UserError(f"{missing}, and not a hub id either{hint}") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{missing}, and none on the hub (or it is private: log in){hint}"
+        ) from None
+    except HfHubHTTPError as error:
+        raise UserError(f"{missing}, and the hub answered: {_first_line(error)}") from None
+    except Exception as error:  # whatever the HTTP client of the day raises without a network
+        logger.debug("hub not reached", exc_info=error)
+        raise UserError(
+            f"{missing}, and the hub can't be reached: check the network{hint}"
+        ) from None
+
+
+def _hint(name: str) -> str:
+    hint = did_you_mean(name, EMBEDDED)
+    return hint if hint.startswith("; did") else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,172 @@
+"""A name, ``pkg.mod:attr``, ``path/file.py:attr`` or an entry point -> the thing it names.
+
+The engine never imports an objective or a task: it asks here, by name. zoobj's own are listed in
+the ``CATALOGUE`` of their package, other people's by entry points of the same group; both are
+reached in the same way, and neither is imported before it is asked for.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from zoobj.errors import UserError, did_you_mean
+
+# kind -> the package whose CATALOGUE names the built-in ones, and the entry-point group of others
+GROUPS = {
+    "objective": "zoobj.objectives",
+    "task": "zoobj.tasks",
+    "method": "zoobj.estimators",
+}
+
+_FILE = re.compile(r"^(?P<where>.+\.py):(?P<attr>[A-Za-z_]\w*)(?::(?P<rest>.*))?$")
+_MODULE = re.compile(r"^(?P<where>[A-Za-z_][\w.]*):(?P<attr>[A-Za-z_]\w*)(?::(?P<rest>.*))?$")
+
+
+class Found(NamedTuple):
+    """What a spec names: the thing itself, where it is defined, and the arguments in the spec."""
+
+    thing: Any
+    where: str
+    args: tuple[str, ...]
+    kwargs: dict[str, Any]
+
+
+def catalogue(kind: str) -> dict[str, str]:
+    """Registered names of one kind -> ``pkg.mod:attr``; nothing is imported but the list.
+
+    Raises:
+        UserError: two packages register the same name.
+    """
+    group = GROUPS[kind]
+    names: dict[str, str] = dict(importlib.import_module(group).CATALOGUE)
+    for point in entry_points(group=group):
+        if names.setdefault(point.name, point.value) != point.value:
+            raise UserError(
+                f"{kind} {point.name!r} is registered twice, by {names[point.name]} and by "
+                f"{point.value}: uninstall or rename one of them"
+            )
+    return names
+
+
+def find(kind: str, spec: str) -> Found:
+    """Look up ``name[:key=value,...]``, ``pkg.mod:attr[:...]`` or ``path/file.py:attr[:...]``.
+
+    Text after a registered name that holds no ``=`` is one positional argument:
+    ``reward:rewards.py:brevity`` is ``Reward("rewards.py:brevity")``.
+
+    Raises:
+        UserError: nothing goes by that name; the message has the closest one.
+    """
+    if kind == "task" and spec.endswith((".yaml", ".yml")) and not spec.startswith("yaml:"):
+        spec = f"yaml:{spec}"
+    names = catalogue(kind)
+    name, _, rest = spec.partition(":")
+    if name in names:
+        where, _, attr = names[name].partition(":")
+        return Found(getattr(importlib.import_module(where), attr), names[name], *_arguments(rest))
+    if match := _FILE.match(spec):
+        module = import_file(match["where"])
+    elif match := _MODULE.match(spec):
+        module = _import_module(match["where"], kind, spec, names)
+    else:
+        raise UserError(f"unknown {kind} {spec!r}{did_you_mean(spec, names)}")
+    thing = _attribute(module, match["where"], match["attr"])
+    return Found(thing, f"{match['where']}:{match['attr']}", *_arguments(match["rest"] or ""))
+
+
+def build(kind: str, spec: str, **more: Any) -> Any:
+    """Find a class by spec and make an instance; a function or an instance comes back as it is."""
+    thing, where, args, kwargs = find(kind, spec)
+    if not inspect.isclass(thing):
+        if args or kwargs:
+            raise UserError(f"{kind} {spec!r}: {where} is not a class and takes no arguments")
+        return thing
+    return call(thing, f"{kind} {spec!r}", *args, **kwargs, **more)
+
+
+def call(make: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:
+    """``make(*args, **kwargs)`` with a clear error where the arguments don't fit its signature."""
+    try:
+        inspect.signature(make).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UserError(
+            f"{what}: {error}; it takes {make.__name__}{inspect.signature(make)}"
+        ) from None
+    return make(*args, **kwargs)
+
+
+def import_file(path: str | Path) -> ModuleType:
+    """Import a Python file by its path; imported once, however often it is asked for.
+
+    Raises:
+        UserError: no such file, a syntax error, or an exception while it is imported.
+    """
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise UserError(f"no file {path}: give a path to a Python file, as in 'rewards.py:reward'")
+    name = f"zoobj_file_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module_spec = importlib.util.spec_from_file_location(name, file)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # before it runs: dataclasses and pickle look their module up
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        del sys.modules[name]
+        raise UserError(f"{path}:{error.lineno}: syntax error: {error.msg}; mend it") from None
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(
+            f"{path} can't be imported: {type(error).__name__}: {error}; mend it, or install "
+            "what it needs"
+        ) from error
+    return module
+
+
+def _import_module(where: str, kind: str, spec: str, names: dict[str, str]) -> ModuleType:
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name and not f"{where}.".startswith(f"{error.name}."):
+            raise UserError(f"{kind} {spec!r}: {where} needs {error.name!r}: install it") from None
+        head = spec.partition(":")[0]
+        raise UserError(f"unknown {kind} {spec!r}{did_you_mean(head, names)}") from None
+    except Exception as error:
+        raise UserError(
+            f"{kind} {spec!r}: {where} can't be imported: {type(error).__name__}: {error}; mend it"
+        ) from error
+
+
+def _attribute(module: ModuleType, where: str, attr: str) -> Any:
+    if hasattr(module, attr):
+        return getattr(module, attr)
+    # Offer what the file itself defines, not what it imports.
+    own = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    ]
+    raise UserError(f"{where} has no function or class {attr!r}{did_you_mean(attr, own)}")
+
+
+def _arguments(rest: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """``"k=1,name=x"`` -> ``((), {"k": 1, "name": "x"})``; text without ``=`` is positional."""
+    import yaml
+
+    if not rest:
+        return (), {}
+    if "=" not in rest:
+        return (rest,), {}
+    pairs = dict(part.split("=", 1) if "=" in part else (part, "") for part in rest.split(","))
+    return (), {key.strip(): yaml.safe_load(value) for key, value in pairs.items()}

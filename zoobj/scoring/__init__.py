@@ -1,0 +1,5 @@
+"""Scoring: examples and a model at some offset -> Batch."""
+
+from zoobj.scoring.scorer import Sampling, Scorer
+
+__all__ = ["Sampling", "Scorer"]

@@ -1,0 +1,62 @@
+"""Log-likelihood of given continuations: label words, candidates, references."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoobj.scoring.batching import buckets, left_pad
+
+
+@torch.no_grad()
+def loglikelihood(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    pad: int,
+    batch_size: int,
+    between: Callable[[int], None] = lambda examples: None,
+) -> list[float]:
+    """log p(answer | prompt) in nats, summed over the answer's tokens.
+
+    Answers of one token after the same prompt share one row of the forward pass.
+
+    Args:
+        model: a causal language model.
+        prompts, answers: token ids, at least one each.
+        pad: token id for padding, masked.
+        batch_size: most rows in a forward pass.
+        between: called after each with the number of rows scored.
+    """
+    sequences: dict[tuple[int, ...], list[int]] = {}  # what is run -> which answers it serves
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        sequences.setdefault((*prompt, *answer[:-1]), []).append(number)
+    rows = list(sequences)
+    result = [0.0] * len(prompts)
+    for bucket in buckets([len(row) for row in rows], batch_size):
+        keep = max(len(answers[n]) for i in bucket for n in sequences[rows[i]])
+        logprobs = _last_logprobs(model, [rows[i] for i in bucket], pad, keep)
+        for line, i in enumerate(bucket):
+            for number in sequences[rows[i]]:
+                answer = torch.tensor(answers[number], device=logprobs.device)
+                window = logprobs[line, -len(answer) :]
+                result[number] = float(window.gather(1, answer.unsqueeze(1)).double().sum())
+        between(len(bucket))
+    return result
+
+
+def _last_logprobs(model: Any, rows: Sequence[Sequence[int]], pad: int, keep: int) -> Tensor:
+    """[B, keep, V] float32 log-probabilities of the token after each of the last positions."""
+    ids, mask = left_pad(rows, pad, model.device)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    accepted = inspect.signature(model.forward).parameters
+    if "position_ids" in accepted:
+        # generate() numbers the positions of a left-padded batch by itself; forward() does not.
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    if "logits_to_keep" in accepted:
+        inputs["logits_to_keep"] = keep
+    logits = model(**inputs).logits[:, -keep:]
+    return torch.log_softmax(logits.float(), dim=-1)

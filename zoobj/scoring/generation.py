@@ -1,0 +1,135 @@
+"""Greedy or sampled text, batched, the same however it is batched.
+
+Decoding is transformers' ``generate``. Sampling is greedy decoding of logits/T + Gumbel noise (the
+Gumbel-max trick), the noise a pure function of (seed, example, position, token): no global random
+state is touched, and two models scored with the same seed differ only where their logits do
+(common random numbers).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoobj import noise
+from zoobj.scoring.batching import buckets, left_pad
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Args:
+        temperature: above 0; 1 is the model's own distribution.
+        top_p: in (0, 1]; only the most likely tokens that make up this mass are drawn.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    batch_size: int,
+    sampling: Sampling | None = None,
+    keys: Sequence[int] | None = None,
+    seed: int = 0,
+    between: Callable[[int], None] = lambda examples: None,
+) -> list[str]:
+    """Complete prompts; texts end before the first stop string and are stripped of white space.
+
+    Args:
+        model, tokenizer: as prepared by ``models.prepare``.
+        prompts: token ids.
+        max_new_tokens: most tokens of a completion.
+        stop: strings that end it, beside the model's own eos tokens.
+        batch_size: prompts of similar length that are decoded together.
+        sampling: None is greedy.
+        keys: identity of each prompt for the sampling noise; by default its position.
+        seed: of that noise.
+        between: called after each batch with its size.
+    """
+    completions = [""] * len(prompts)
+    keys = range(len(prompts)) if keys is None else keys
+    config = _config(model, tokenizer, max_new_tokens)
+    for bucket in buckets([len(p) for p in prompts], batch_size):
+        ids, mask = left_pad([prompts[i] for i in bucket], tokenizer.pad_token_id, model.device)
+        processors = _processors(sampling, [keys[i] for i in bucket], seed, ids.shape[1])
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=processors,
+            stop_strings=list(stop) or None,
+            tokenizer=tokenizer,
+        )
+        texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        for i, text in zip(bucket, texts, strict=True):
+            completions[i] = cut(text, stop)
+        between(len(bucket))
+    return completions
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    r"""Text before the first stop string, stripped.
+
+    >>> cut(" in the mill\nQuestion:", ["\n", "."])
+    'in the mill'
+    """
+    # A completion may begin with the stop string (a newline first): then it is empty, as said.
+    for string in stop:
+        text = text.partition(string)[0]
+    return text.strip()
+
+
+def _config(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+    """A plain greedy configuration; only the model's eos tokens are taken from its own."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    eos = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=eos,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _processors(sampling: Sampling | None, keys: Sequence[int], seed: int, width: int) -> Any:
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+    if sampling is None:
+        return None
+    steps: list[Any] = []
+    if sampling.temperature != 1.0:
+        steps.append(TemperatureLogitsWarper(float(sampling.temperature)))
+    if sampling.top_p < 1.0:
+        steps.append(TopPLogitsWarper(sampling.top_p))
+    steps.append(GumbelNoise(keys, seed, width))
+    return LogitsProcessorList(steps)
+
+
+class GumbelNoise:
+    """Adds Gumbel(0, 1) noise, so that the arg max is a draw from softmax(scores)."""
+
+    def __init__(self, keys: Sequence[int], seed: int, width: int):
+        self.keys, self.seed, self.width = keys, seed, width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores: [B, V] for the next position; tokens of probability 0 stay at minus infinity."""
+        position, (_, vocabulary) = input_ids.shape[1] - self.width, scores.shape
+        token = torch.arange(vocabulary, device=scores.device)
+        keys = torch.tensor(self.keys, device=scores.device)
+        index = (position * vocabulary + token).expand(scores.shape)
+        u = noise.uniform(self.seed, noise.SAMPLING, index, keys.unsqueeze(1))
+        return scores.double() - torch.log(-torch.log(u))

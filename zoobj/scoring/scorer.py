@@ -1,0 +1,171 @@
+"""Scorer: runs the model over examples and fills the columns of a Batch that are needed."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zoobj.errors import UserError
+from zoobj.models import context_length
+from zoobj.objective import Batch
+from zoobj.scoring.choices import loglikelihood
+from zoobj.scoring.generation import Sampling, generate
+from zoobj.task import Example, Task
+
+_CACHED_TEXTS = 50_000
+
+
+@dataclass
+class Scorer:
+    """Scores examples of one task with one model.
+
+    The result for an example doesn't depend, beyond floating-point tolerance, on which others it
+    is batched with: prompts are padded on the left under an attention mask, and sampling draws
+    from noise keyed by (seed, example, position).
+
+    Args:
+        model: a causal language model, prepared by ``models.prepare``.
+        tokenizer: its tokenizer.
+        task: says what is asked for and where completions stop.
+        batch_size: most sequences in one forward pass.
+        max_prompt_length: tokens of a prompt that are kept, its last ones; by default what the
+            model's context leaves beside the answer.
+        sampling: None is greedy decoding.
+        between: called between forward passes, for progress and interrupts.
+    """
+
+    model: Any
+    tokenizer: Any
+    task: Task
+    batch_size: int = 32
+    max_prompt_length: int | None = None
+    sampling: Sampling | None = None
+    between: Callable[[int], None] = lambda examples: None
+
+    def __post_init__(self) -> None:
+        self._cache: OrderedDict[str, list[int]] = OrderedDict()
+        context = context_length(self.model)
+        room = None if context is None else context - self.task.max_new_tokens
+        if room is not None and room < 1:
+            raise UserError(
+                f"max_new_tokens {self.task.max_new_tokens} leaves no room for a prompt in the "
+                f"model's context of {context} tokens: lower it"
+            )
+        limits = [limit for limit in (room, self.max_prompt_length) if limit is not None]
+        self.prompt_limit = min(limits) if limits else None
+
+    def __call__(self, examples: Sequence[Example], needs: Collection[str], seed: int = 0) -> Batch:
+        """Score examples.
+
+        Args:
+            examples: any number of them; batched here.
+            needs: columns of ``Batch`` to fill, as an objective declares them.
+            seed: for sampled decoding; the same seed draws the same noise.
+
+        Raises:
+            UserError: the task doesn't produce a needed column.
+        """
+        filled: dict[str, Any] = {}
+        choices = self.task.output == "choices"
+        if not choices and (unmet := {"label_scores", "predictions"} & set(needs)):
+            raise UserError(
+                f"the objective needs {', '.join(sorted(unmet))} of choices, but task "
+                f"{self.task.name} generates text: choose an objective on completions, such as "
+                "exact_match"
+            )
+        if choices and {"label_scores", "predictions", "completions"} & set(needs):
+            filled["label_scores"] = self._label_scores(examples)
+            filled["predictions"] = [_argmax(scores) for scores in filled["label_scores"]]
+            chosen = zip(examples, filled["predictions"], strict=True)
+            filled["completions"] = [(e.choices or [])[label] for e, label in chosen]
+        elif "completions" in needs:
+            filled["completions"] = self._completions(examples, seed)
+        if "reference_logprob" in needs:
+            filled["reference_logprob"] = self._reference_logprob(examples, filled)
+        columns = examples[0].row if examples else {}
+        return Batch(
+            prompts=[e.prompt for e in examples],
+            references=[e.reference for e in examples],
+            rows={name: [e.row.get(name) for e in examples] for name in columns},
+            **filled,
+        )
+
+    def truncated(self, examples: Sequence[Example]) -> int:
+        """How many prompts are longer than the limit; only their last tokens are read."""
+        if self.prompt_limit is None:
+            return 0
+        return sum(len(self._tokens(e.prompt)) > self.prompt_limit for e in examples)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, its last ``prompt_limit`` at most; never none at all."""
+        ids = self._tokens(prompt)
+        if not ids:
+            raise UserError(f"prompt {prompt!r} has no tokens: mend task {self.task.name}")
+        return ids if self.prompt_limit is None else ids[-self.prompt_limit :]
+
+    def _tokens(self, prompt: str) -> list[int]:
+        if prompt not in self._cache:
+            self._cache[prompt] = self.tokenizer(prompt)["input_ids"]
+            if len(self._cache) > _CACHED_TEXTS:
+                self._cache.popitem(last=False)
+        return self._cache[prompt]
+
+    def _answer(self, prompt: str, answer: str) -> list[int]:
+        """Token ids that ``" " + answer`` adds after the prompt.
+
+        The two are encoded together, as the model would see them, since some tokenizers merge
+        across the border or mark the start of a text.
+        """
+        whole = self.tokenizer(f"{prompt} {answer}")["input_ids"]
+        prefix = self._tokens(prompt)
+        if whole[: len(prefix)] == prefix and len(whole) > len(prefix):
+            return whole[len(prefix) :]
+        return self.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+
+    def _completions(self, examples: Sequence[Example], seed: int) -> list[str]:
+        return generate(
+            self.model,
+            self.tokenizer,
+            [self.encode(e.prompt) for e in examples],
+            max_new_tokens=self.task.max_new_tokens,
+            stop=self.task.stop,
+            batch_size=self.batch_size,
+            sampling=self.sampling,
+            keys=[e.index for e in examples],
+            seed=seed,
+            between=self.between,
+        )
+
+    def _label_scores(self, examples: Sequence[Example]) -> list[list[float]]:
+        asked = [(e.prompt, choice) for e in examples for choice in e.choices or []]
+        logprobs = self._loglikelihood(asked)
+        if self.task.length_normalized:
+            lengths = [len(self._answer(prompt, choice)) for prompt, choice in asked]
+            logprobs = [x / n for x, n in zip(logprobs, lengths, strict=True)]
+        ahead = iter(logprobs)
+        return [[next(ahead) for _ in e.choices or []] for e in examples]
+
+    def _reference_logprob(
+        self, examples: Sequence[Example], filled: dict[str, Any]
+    ) -> list[float]:
+        if "label_scores" in filled:
+            pairs = zip(filled["label_scores"], examples, strict=True)
+            return [scores[e.reference] for scores, e in pairs]
+        gold = [e.choices[e.reference] if e.choices else e.reference[0] for e in examples]
+        asked = [(e.prompt, text) for e, text in zip(examples, gold, strict=True)]
+        return self._loglikelihood(asked)
+
+    def _loglikelihood(self, asked: Sequence[tuple[str, str]]) -> list[float]:
+        return loglikelihood(
+            self.model,
+            [self.encode(prompt) for prompt, _ in asked],
+            [self._answer(prompt, answer) for prompt, answer in asked],
+            pad=self.tokenizer.pad_token_id,
+            batch_size=self.batch_size,
+            between=self.between,
+        )
+
+
+def _argmax(scores: Sequence[float]) -> int:
+    """The first of the largest: a tie never depends on the order of evaluation."""
+    return max(range(len(scores)), key=lambda i: scores[i])
