@@ -14,7 +14,8 @@ class Squad(Task):
     columns context, question, answers (``{"text": [...]}``).
 
     The hub's validation split, which has several answers a question, is our test split; validation
-    is cut from train by passage. Prompt: ``Context: ...\nQuestion: ...\nAnswer:``.
+    is cut from train by passage. Prompt (MeZO's): ``Title: ...\nContext: ...\nQuestion:
+    ...\nAnswer:``, the title where there is one.
     """
 
     name = "squad"
@@ -24,7 +25,8 @@ class Squad(Task):
     columns = ("context", "question", "answers")
 
     def prompt(self, row: Row) -> str:
-        return f"Context: {row['context'].strip()}\nQuestion: {row['question'].strip()}\nAnswer:"
+        title = f"Title: {row['title']}\n" if row.get("title") else ""
+        return f"{title}{question(row)}"
 
     def reference(self, row: Row) -> list[str]:
         return list(dict.fromkeys(row["answers"]["text"]))  # annotators often agree: once each
@@ -44,6 +46,11 @@ class Squad(Task):
         if not (isinstance(articles, list) and articles and "paragraphs" in articles[0]):
             return read_rows(path)
         return _flatten(articles, path)
+
+
+def question(row: Row) -> str:
+    """Passage and question, up to where the answer begins."""
+    return f"Context: {row['context'].strip()}\nQuestion: {row['question'].strip()}\nAnswer:"
 
 
 def _flatten(articles: list[dict[str, Any]], path: Path) -> list[Row]:

@@ -25,13 +25,19 @@ def git_files(*folders: str) -> set[str]:
     return {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
 
 
-def python(code: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter that sees zoobj only in ``path`` or in ``cwd``."""
+def python(
+    code: str, cwd: Path, *flags: str, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter; with the flag -S it sees no installed package."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True
+        [sys.executable, *flags, "-c", code],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -112,7 +118,7 @@ def test_the_sdist_can_be_built_tested_and_redistributed(built: Path) -> None:
 def test_plugins_are_imported_as_part_of_zoobj(where: str, installed: Path, tmp_path: Path) -> None:
     home = installed if where == "wheel" else ROOT
     code = "import zoobj.objectives as o, zoobj.tasks as t; print(o.__file__); print(t.__file__)"
-    result = python(code, cwd=tmp_path, path=home)
+    result = python(code, tmp_path, "-S", path=home)
     assert result.returncode == 0, result.stderr
     inside = home / "zoobj" if where == "wheel" else home
     expected = [str(inside / folder / "__init__.py") for folder in PLUGIN_FOLDERS]
@@ -121,7 +127,7 @@ def test_plugins_are_imported_as_part_of_zoobj(where: str, installed: Path, tmp_
 
 @pytest.mark.parametrize("folder", PLUGIN_FOLDERS)
 def test_plugin_folders_refuse_their_bare_name(folder: str) -> None:
-    result = python(f"import {folder}", cwd=ROOT)
+    result = python(f"import {folder}", ROOT, "-S")
     assert result.returncode != 0
     assert "ImportError" in result.stderr
     assert f"zoobj.{folder}" in result.stderr
@@ -177,7 +183,7 @@ def test_import_is_quick_and_loads_nothing_heavy(tmp_path: Path) -> None:
         "print(time.perf_counter() - start); "
         "print(*{'torch', 'transformers', 'datasets', 'pandas', 'numpy'} & set(sys.modules))"
     )
-    runs = [python(code, cwd=tmp_path, path=ROOT) for _ in range(3)]
+    runs = [python(code, tmp_path, path=ROOT) for _ in range(3)]
     assert all(run.returncode == 0 for run in runs), runs[0].stderr
     assert {run.stdout.split("\n")[1] for run in runs} == {""}
     assert min(float(run.stdout.split("\n")[0]) for run in runs) < 0.5

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -31,11 +31,11 @@ def named(*tensors: Tensor) -> list[tuple[str, Tensor]]:
     return [(f"tensor{number}", tensor) for number, tensor in enumerate(tensors)]
 
 
-def copies(tensors: list[tuple[str, Tensor]]) -> list[Tensor]:
+def copies(tensors: Sequence[tuple[str, Tensor]]) -> list[Tensor]:
     return [tensor.detach().clone() for _, tensor in tensors]
 
 
-def same(tensors: list[tuple[str, Tensor]], expected: list[Tensor]) -> bool:
+def same(tensors: Sequence[tuple[str, Tensor]], expected: list[Tensor]) -> bool:
     return all(torch.equal(t, e) for (_, t), e in zip(tensors, expected, strict=True))
 
 
@@ -173,7 +173,7 @@ def test_a_commit_waits_for_the_next_goto() -> None:
 
 def test_a_two_point_step_takes_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = Walk(named(Parameter(made((300,)))))
-    passes = []
+    passes: list[int] = []
     monkeypatch.setattr(noise, "signs", _counted(noise.signs, passes))
     for step in range(3):  # to +eps together with what the last step owes, and to -eps
         passes.clear()
@@ -258,7 +258,7 @@ def test_weights_stay_where_they_are(dtype: torch.dtype) -> None:
 
 def test_no_global_random_state_is_touched() -> None:
     def states() -> tuple[bytes, object, bytes]:
-        numpy_keys = np.random.get_state()[1]  # noqa: NPY002  (only read, to see it unchanged)
+        numpy_keys = np.random.get_state(legacy=True)[1]  # noqa: NPY002  (only read, to see it unchanged)
         return (
             torch.random.get_rng_state().numpy().tobytes(),
             random.getstate(),

@@ -1,6 +1,7 @@
 """Load a model and its tokenizer with transformers, ready to be scored and tuned."""
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = _locate(model_name_or_path, gguf_file)
+    if gguf_file is not None and find_spec("gguf") is None:
+        raise UserError("--gguf_file needs the package gguf: pip install 'zoobj[gguf]'")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file

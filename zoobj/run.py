@@ -24,12 +24,13 @@ from zoobj.config import MAY_CHANGE_ON_RESUME, ZOConfig
 from zoobj.errors import UserError
 from zoobj.signal import Verdict
 
-CONFIG, LOG, METRICS, RESULT, CARD = (
+CONFIG, LOG, METRICS, RESULT, CARD, REPORT = (
     "config.yaml",
     "log.jsonl",
     "metrics.jsonl",
     "result.json",
     "README.md",
+    "report.html",
 )
 _PACKAGES = ("zoobj", "torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn")
 
@@ -133,7 +134,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        for old in (CONFIG, LOG, METRICS, RESULT, CARD, "report.html", "model.safetensors"):
+        for old in (CONFIG, LOG, METRICS, RESULT, CARD, REPORT, "model.safetensors"):
             (self.path / old).unlink(missing_ok=True)
         for checkpoint in self.path.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)

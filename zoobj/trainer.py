@@ -15,7 +15,8 @@ from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.interrupts import Interrupted, Interrupts
 from zoobj.objective import as_objective
-from zoobj.run import Result, RunFolder, check_output_dir, checksum, jsonable, peak_memory
+from zoobj.report import write_report
+from zoobj.run import REPORT, Result, RunFolder, check_output_dir, checksum, jsonable, peak_memory
 from zoobj.signal import Outcome, Pair, compare, floor, judge, loss, paired_bootstrap, verdict
 from zoobj.task import SPLITS, Example, Task
 from zoobj.walk import Walk
@@ -116,6 +117,15 @@ class ZOTrainer:
         result = self._result(before, after, time.perf_counter() - start, inference_memory)
         self.run.write_result(result)
         self.run.write_card(model_card(self.args, result, self.run.evaluations))
+        write_report(
+            self.run.path / REPORT,
+            self.args,
+            result,
+            self.run.steps,
+            self.run.evaluations,
+            before,
+            after,
+        )
         self._notify("on_train_end")
         return result
 
