@@ -53,9 +53,7 @@ def main() -> None:
         max_eval_samples=32 if options.smoke else None,
         seed=options.seed,
     )
-    trainer = ZOTrainer(
-        model="tiny-qa", task="squad_mini", objective=brief_and_right, args=args
-    )
+    trainer = ZOTrainer(model="tiny-qa", task="squad_mini", objective=brief_and_right, args=args)
     print(trainer.train())
 
 

@@ -1,8 +1,7 @@
 """Exact match of generated answers."""
 
-from zoobj.objectives.squad_text import best_over_references, normalize
-
 from zoobj.objective import Batch, Objective, Score
+from zoobj.objectives.squad_text import best_over_references, normalize
 
 
 class ExactMatch(Objective):

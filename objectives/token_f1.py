@@ -2,9 +2,8 @@
 
 from collections import Counter
 
-from zoobj.objectives.squad_text import best_over_references, normalize
-
 from zoobj.objective import Batch, Objective, Score
+from zoobj.objectives.squad_text import best_over_references, normalize
 
 
 class TokenF1(Objective):

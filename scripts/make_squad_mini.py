@@ -160,8 +160,10 @@ def main() -> None:
         path = args.output_dir / f"{name}.json"
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         questions = sum(len(p["qas"]) for a in document["data"] for p in a["paragraphs"])
-        print(f"{path}: {len(contexts(document))} passages, {questions} questions, "
-              f"{path.stat().st_size / 1000:.0f} kB")
+        print(
+            f"{path}: {len(contexts(document))} passages, {questions} questions, "
+            f"{path.stat().st_size / 1000:.0f} kB"
+        )
 
 
 if __name__ == "__main__":

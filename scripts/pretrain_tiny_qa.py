@@ -180,8 +180,10 @@ def train(model: LlamaForCausalLM, batcher: Batcher, steps: int, validation: dic
         optimiser.step()
         total += loss.item()
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1}/{steps} loss {total / 100:.4f} "
-                  f"{time.time() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{steps} loss {total / 100:.4f} {time.time() - began:.0f} s",
+                flush=True,
+            )
             total = 0.0
         if (step + 1) % 500 == 0:
             print(f"validation: {zero_shot(model, batcher.tokenizer, validation)}", flush=True)

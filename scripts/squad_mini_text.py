@@ -34,10 +34,13 @@ LEXICON: dict[str, list[str]] = {
         in the glass house, in the red barn, on the wooden pier, at the county hospital, in the
         village bakery, near the deep well, under the oak tree, in the empty theatre, on the roof,
         in the cellar, at the swimming pool, in the boat house"""),
-    "day": _items("on Monday, on Tuesday, on Wednesday, on Thursday, on Friday, on Saturday,"
-                  "on Sunday"),
-    "month": _items("in January, in February, in March, in April, in May, in June, in July,"
-                    "in August, in September, in October, in November, in December"),
+    "day": _items(
+        "on Monday, on Tuesday, on Wednesday, on Thursday, on Friday, on Saturday,on Sunday"
+    ),
+    "month": _items(
+        "in January, in February, in March, in April, in May, in June, in July,"
+        "in August, in September, in October, in November, in December"
+    ),
     "time": _items("""at noon, at dawn, at sunset, at midnight, in the evening, in the morning,
         in the afternoon, before breakfast, after lunch, after dark, before supper, at teatime"""),
     "purpose": _items("""to raise money for the school, to cheer up the neighbours, to keep the

@@ -87,7 +87,8 @@ def test_a_reward_file(tmp_path: Path) -> None:
         "    return [-float(len(c)) for c, q in zip(completions, question)]\n"
     )
     out = tmp_path / "out"
-    run = zoobj("train", "--objective", "rewards.py:short", "--output_dir", out, *SMALL, cwd=tmp_path)
+    objective = ("--objective", "rewards.py:short")
+    run = zoobj("train", *objective, "--output_dir", out, *SMALL, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert json.loads((out / "result.json").read_text())["objective"] == "short"
 

@@ -10,10 +10,10 @@ import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
-from zoobj.objectives import F1
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score, ScoreError
+from zoobj.objectives import F1
 from zoobj.signal import (
     OnError,
     Outcome,

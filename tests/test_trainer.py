@@ -148,7 +148,7 @@ def test_an_interrupted_run_is_saved_and_continues_to_the_same_end(
 def test_resume_refuses_other_settings(done: tuple[Path, Result], tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         ZOTrainer(args=small(tmp_path / "r"), callbacks=[StopAt(1)]).train()
-    with pytest.raises(UserError, match="eps was 0.005 .* now 0.01"):
+    with pytest.raises(UserError, match=r"eps was 0\.005 .* now 0\.01"):
         ZOTrainer(args=small(tmp_path / "r", eps=0.01, resume_from_checkpoint=True)).train()
 
 
@@ -202,7 +202,7 @@ def raising(after: int) -> Any:
 
 def test_on_error_raise_stops_with_the_work_saved(tmp_path: Path) -> None:
     settings = small(tmp_path / "run", on_error="raise")
-    with pytest.raises(UserError, match="function 'reward' raised RuntimeError: the service.*saved"):
+    with pytest.raises(UserError, match=r"'reward' raised RuntimeError: the service.*saved"):
         ZOTrainer(objective=raising(after=6), args=settings).train()
     assert lines(tmp_path / "run" / "log.jsonl")
     assert weights(tmp_path / "run")
@@ -222,7 +222,7 @@ def test_on_error_drop_loses_the_step_and_goes_on(tmp_path: Path) -> None:
 
 def test_a_hopeless_reward_stops_the_run(tmp_path: Path) -> None:
     settings = small(tmp_path / "run", max_steps=30, eval_steps=100)
-    with pytest.raises(UserError, match="nothing could be scored in 10 steps in a row.*service"):
+    with pytest.raises(UserError, match=r"nothing could be scored in 10 steps in a row.*service"):
         ZOTrainer(objective=raising(after=3), args=settings).train()
     assert len(lines(tmp_path / "run" / "log.jsonl")) == 10
 
