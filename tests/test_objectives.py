@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
+from zoobj.config import ZOConfig
 from zoobj.errors import UserError
+from zoobj.evaluation import validate
 from zoobj.objective import Batch, Objective, Score, ScoreError, as_objective
 from zoobj.objectives import F1, Accuracy, ExactMatch, LogLikelihood, Reward, TokenF1
 from zoobj.scoring import Scorer
@@ -158,11 +160,9 @@ def test_a_reference_that_is_no_list(objective: Objective, reference: object) ->
 
 
 @pytest.mark.parametrize("objective", [Accuracy(), F1()])
-def test_choices_are_asked_of_a_task_of_text(objective: Objective) -> None:
-    """As ``zoobj validate`` does, which has the gold answers only."""
-    outcome = judge(objective, answered(["mill"], [["mill"]]))
-    assert "predictions" in (outcome.error or "")
-    assert "task" in (outcome.error or "")
+def test_a_task_of_text_has_no_choices_to_validate(objective: Objective) -> None:
+    with pytest.raises(UserError, match="needs predictions of choices, but task squad_mini"):
+        list(validate(ZOConfig(task="squad_mini", objective=objective.name)))
 
 
 # Log-likelihood against cross entropy ---------------------------------------------------------
@@ -419,11 +419,12 @@ def test_kwargs_have_all_columns() -> None:
 
 
 def test_our_columns_win_over_the_data_sets() -> None:
-    def fn(prompts: list[str], references: list[list[str]]) -> list[float]:
-        assert (prompts, references) == (["prompt 0"], [["gold"]])
+    def fn(prompts: list[str], completions: list[str]) -> list[float]:
+        assert (prompts, completions) == (["prompt 0"], ["one"])
         return [1.0]
 
-    assert reward(fn, ["one"], prompts=["theirs"], references=["theirs"]) == [1.0]
+    theirs = {"prompts": ["theirs"], "completions": ["theirs"]}
+    assert Reward(fn).score(dataclasses.replace(answered(["one"], [[]]), rows=theirs)) == [1.0]
 
 
 async def waits(completions: list[str], **kwargs: Any) -> list[float]:

@@ -1,7 +1,7 @@
 """zoobj.tasks: SQuAD, SST-2, the embedded task and tasks in YAML, from files of every kind."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +333,12 @@ def test_a_line_without_a_label_is_named(header: str, tmp_path: Path) -> None:
     assert f"{path}: line {number} has no tab" in message
 
 
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "test.tsv"
+    path.write_bytes("caf\u00e9\t1".encode("latin-1"))
+    assert f"{path} is not UTF-8 text" in refused(lambda: SST2(test_file=path).examples("test"))
+
+
 @pytest.mark.parametrize("label", ["positive", "2", "-1", "0.7", ""])
 def test_labels_that_are_neither_0_nor_1(label: str, tmp_path: Path) -> None:
     path = save(tmp_path / "test.tsv", f"fine\t1\nso-so\t{label}")
@@ -545,7 +551,7 @@ def test_choices_that_are_no_list(write: Write, template: str) -> None:
     task = YamlTask(str(write(CHOICE, rows, doc_to_choice=template)))
     message = refused(lambda: task.examples("test"))
     assert "row 1 doesn't fit" in message
-    assert "list" in message
+    assert "which is no list" in message
 
 
 @pytest.mark.parametrize(
@@ -630,10 +636,10 @@ def test_columns_of_any_name(write: Write) -> None:
 
 
 @pytest.fixture(scope="module")
-def data() -> Iterator[Path]:
+def data() -> Path:
     if not DATA.is_dir():
         pytest.skip("no folder shared/data beside the repository")
-    yield DATA
+    return DATA
 
 
 def test_xquad(data: Path) -> None:

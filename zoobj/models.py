@@ -111,7 +111,7 @@ def _locate(name: str, gguf_file: str | None) -> str:
         )
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise UserError(f"model {name!r}: no such folder{_near(path)}")
-    _check_hub(name)
+    _check_hub(name, gguf_file)
     return name
 
 
@@ -132,16 +132,20 @@ def _near(path: Path) -> str:
     return hint if hint.startswith("; did") else ""
 
 
-def _check_hub(name: str) -> None:
+def _check_hub(name: str, gguf_file: str | None) -> None:
     """Ask the hub once; from_pretrained would retry for a minute where there is no network."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     missing, hint = f"model {name!r}: no folder here", _hint(name)
     try:
-        if try_to_load_from_cache(name, "config.json") is not None or constants.HF_HUB_OFFLINE:
+        if isinstance(try_to_load_from_cache(name, gguf_file or "config.json"), str):
             return
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(f"{missing}, none in the cache, and HF_HUB_OFFLINE is set{hint}")
         HfApi().model_info(name, timeout=10)
+    except UserError:
+        raise
     except HFValidationError:
         raise UserError(f"{missing}, and not a hub id either{hint}") from None
     except RepositoryNotFoundError:

@@ -40,7 +40,8 @@ class Result:
     """What a run comes to. ``before`` and ``after`` are measured on ``n`` held-out examples.
 
     ``evals`` counts scored training examples, both sides of a pair; ``ci95`` is a paired bootstrap
-    of the difference; times are seconds, memory is bytes.
+    of the difference; ``seconds`` are those of steps and evaluations, earlier sessions of a resumed
+    run included; memory is bytes.
     """
 
     objective: str
@@ -116,9 +117,9 @@ class RunFolder:
         self.evaluations.append(line)
         _append(self.path / METRICS, line)
 
-    def validation(self, step: int) -> dict[str, Any] | None:
-        """The validation at this step, if it was paid for already."""
-        found = (e for e in self.evaluations if e["step"] == step and e["split"] == "validation")
+    def evaluation(self, step: int, split: str) -> dict[str, Any] | None:
+        """The evaluation of a split at this step, if it was paid for already."""
+        found = (e for e in self.evaluations if e["step"] == step and e["split"] == split)
         return next(found, None)
 
     def save_model(self, model: Any, tokenizer: Any) -> None:
@@ -134,8 +135,10 @@ class RunFolder:
 
     def _clear(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        for old in (CONFIG, LOG, METRICS, RESULT, CARD, REPORT, "model.safetensors"):
+        for old in (CONFIG, LOG, METRICS, RESULT, CARD, REPORT):
             (self.path / old).unlink(missing_ok=True)
+        for weights in self.path.glob("model*.safetensors*"):  # a larger model has several
+            weights.unlink()
         for checkpoint in self.path.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         (self.path / LOG).touch()

@@ -191,10 +191,13 @@ def paired_bootstrap(
     of the examples (1,000 for a set-level objective, whose value is computed anew for each).
     """
     rng = np.random.default_rng(seed)
+    if not (is_score(before.value) and is_score(after.value)):
+        return math.nan, math.nan
     if before.scores is None or after.scores is None:
         n = len(before.batch)
         differences = [
-            objective.value(after.batch.select(pick)) - objective.value(before.batch.select(pick))
+            judge(objective, after.batch.select(pick)).value
+            - judge(objective, before.batch.select(pick)).value
             for pick in rng.integers(n, size=(RESAMPLES_OF_SETS, n)).tolist()
         ]
     else:

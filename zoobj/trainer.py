@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from transformers.trainer_callback import TrainerControl, TrainerState
 
 from zoobj import noise
 from zoobj.assemble import make_method, make_model, make_scorer, make_task, method_class
@@ -63,18 +64,33 @@ class ZOTrainer:
         told = {key: value for key, value in named.items() if isinstance(value, str)}
         self.args = args.model_copy(update=told)
         self.callbacks = [c() if isinstance(c, type) else c for c in callbacks]
+        self.control = TrainerControl()
         datasets = (train_dataset, eval_dataset, test_dataset)
         self.task = make_task(self.args, None if isinstance(task, str) else task, datasets)
         wanted = self.args.objective if objective is None else objective
         self.objective = as_objective(self.task.objective if wanted is None else wanted)
+        self._name_objects(task, objective)
         given = None if isinstance(model, str) else model
         if given is None:
             check_output_dir(self.args)  # before the wait for the model
+        else:
+            self.args.model_name_or_path = given.config.name_or_path or type(given).__name__
         self.model, self.tokenizer = make_model(self.args, given, processing_class)
         self.scorer = make_scorer(self.args, self.model, self.tokenizer, self.task)
         self.scorer.between = self._scored
         self.interrupts = Interrupts()
-        self._phase = ""
+        self._phase = ""  # what is being scored, for the callbacks
+        self._walked = 0  # logged moves that the weights have made
+        self._checksum: str | None = None  # of the weights the next step starts from, if taken
+
+    def _name_objects(self, task: Any, objective: Any) -> None:
+        """What came as an object has its name in the settings, not another thing's."""
+        if isinstance(task, Task):
+            self.args.task = task.name
+        if objective is not None and not isinstance(objective, str):
+            self.args.objective = self.objective.name
+        elif self.args.objective is None:
+            self.args.objective = self.task.objective
 
     # The run ----------------------------------------------------------------------------------
 
@@ -92,6 +108,7 @@ class ZOTrainer:
         self._preflight()
         self.method = make_method(self.args)
         fingerprints = {split: self.task.fingerprint(self.data[split]) for split in SPLITS}
+        self.walk = Walk(self.model.named_parameters())
         self.run = RunFolder(self.args, fingerprints)
         with self.interrupts:
             try:
@@ -100,21 +117,25 @@ class ZOTrainer:
                 raise Interrupted(f"interrupted {self._saved()}") from None
             except UserError as error:
                 raise UserError(f"{error}; stopped {self._saved()}") from error
+            except Exception:
+                self.walk.goto({})  # whoever holds the model gets it back at no offset
+                raise
 
     def _train(self) -> Result:
-        start = time.perf_counter()
-        self.walk = Walk(self.model.named_parameters())
         self._notify("on_train_begin")
         before = self._evaluate("test", step=0)
         inference_memory = peak_memory(self.model.device)
-        self._replay()
+        self._resume()
         for step in range(len(self.run.steps), self.max_steps):
-            self._validate(step)
+            if step % self.args.eval_steps == 0:
+                self._validate(step)
             self._step(step)
-        self._validate(self.max_steps)
+            if self.control.should_training_stop:
+                break
+        self._validate(len(self.run.steps))
         best = self._save_best()
         after = self._evaluate("test", step=best)
-        result = self._result(before, after, time.perf_counter() - start, inference_memory)
+        result = self._result(before, after, inference_memory)
         self.run.write_result(result)
         self.run.write_card(model_card(self.args, result, self.run.evaluations))
         write_report(
@@ -163,6 +184,7 @@ class ZOTrainer:
         self._checksum = None
         with self.interrupts.held():
             self.walk.commit(move)
+            self._walked += 1
             self.run.log_step(line)
         self._report(pairs, outcomes)
 
@@ -180,14 +202,22 @@ class ZOTrainer:
             if outcome.error:
                 logger.warning("step %d: %s", len(self.run.steps) - 1, outcome.error)
 
-    def _replay(self) -> None:
-        """Take up an earlier run: its moves, and what the method remembered."""
-        self._checksum: str | None = None
-        for line in self.run.steps:
-            self.walk.commit([(seed, coefficient) for seed, coefficient in line["move"]])
+    def _resume(self) -> None:
+        """Take up an earlier run, if there was one: its moves, and what the method remembered."""
         if self.run.steps:
+            self._walk_to(len(self.run.steps))
             self.method.load_state_dict(self.run.steps[-1]["state"])
             logger.info("resumed at step %d", len(self.run.steps))
+
+    def _walk_to(self, step: int) -> None:
+        """Make or take back logged moves, so that the weights are those before this step."""
+        for line in self.run.steps[self._walked : step]:
+            self.walk.commit([(seed, coefficient) for seed, coefficient in line["move"]])
+        for line in self.run.steps[step : self._walked]:
+            self.walk.commit([(seed, -coefficient) for seed, coefficient in line["move"]])
+        self._walked = step
+        with self.interrupts.held():
+            self.walk.goto({})
 
     # Scoring ----------------------------------------------------------------------------------
 
@@ -215,15 +245,14 @@ class ZOTrainer:
             "failed": outcome.failed,
             "seconds": round(time.perf_counter() - start, 4),
         }
-        self.run.log_evaluation(line)
+        if self.run.evaluation(step, split) is None:
+            self.run.log_evaluation(line)
         self._notify("on_evaluate", metrics=line)
         return outcome
 
     def _validate(self, step: int) -> None:
-        """Every eval_steps, and at the end; an evaluation that is in the metrics isn't repeated."""
-        if step % self.args.eval_steps and step != self.max_steps:
-            return
-        if self.run.validation(step) is None:
+        """Score validation before this step; one that is in the metrics isn't paid for again."""
+        if self.run.evaluation(step, "validation") is None:
             self._evaluate("validation", step)
         with self.interrupts.held():
             self.walk.goto({})
@@ -250,10 +279,8 @@ class ZOTrainer:
                 "restored up to rounding; a smaller learning rate avoids this"
             )
         best = self._best_step()
-        for line in reversed(self.run.steps[best:]):
-            self.walk.commit([(seed, -coefficient) for seed, coefficient in line["move"]])
+        self._walk_to(best)
         with self.interrupts.held():
-            self.walk.goto({})
             self.run.save_model(self.model, self.tokenizer)
         self._notify("on_save")
         return best
@@ -266,9 +293,7 @@ class ZOTrainer:
             "--resume_from_checkpoint continues"
         )
 
-    def _result(
-        self, before: Outcome, after: Outcome, seconds: float, inference_memory: int
-    ) -> Result:
+    def _result(self, before: Outcome, after: Outcome, inference_memory: int) -> Result:
         both = compare(self.objective, after, before)
         interval = paired_bootstrap(self.objective, before, after)
         return Result(
@@ -283,7 +308,7 @@ class ZOTrainer:
             method=self.args.method,
             steps=len(self.run.steps),
             evals=self._evals(),
-            seconds=round(seconds, 3),
+            seconds=round(sum(x["seconds"] for x in (*self.run.steps, *self.run.evaluations)), 3),
             seconds_in_walk=round(sum(s["seconds_in_walk"] for s in self.run.steps), 3),
             tie_rate=self._tie_rate(),
             peak_memory_bytes=peak_memory(self.model.device),
@@ -338,7 +363,8 @@ class ZOTrainer:
     def _preflight(self) -> None:
         """A few examples through the whole chain: a broken reward shows before any training."""
         batch = self.scorer(self.data["train"][:_PREFLIGHT], self.objective.needs)
-        outcome = judge(self.objective, batch)
+        policy = "raise" if self.args.on_error == "raise" else "drop"
+        outcome = judge(self.objective, batch, policy)
         if outcome.error is not None:
             raise UserError(outcome.error)
         if self.args.on_error == "floor" and floor(self.objective) is None:
@@ -380,13 +406,9 @@ class ZOTrainer:
         self._notify("on_prediction_step", examples=examples, phase=self._phase)
 
     def _notify(self, event: str, **more: Any) -> None:
-        if not self.callbacks:
-            return
-        from transformers import TrainerControl, TrainerState
-
         steps = len(self.run.steps) if hasattr(self, "run") else 0
         state = TrainerState(global_step=steps, max_steps=getattr(self, "max_steps", 0))
         for callback in self.callbacks:
             handler = getattr(callback, event, None)
             if handler is not None:
-                handler(self.args, state, TrainerControl(), model=self.model, **more)
+                handler(self.args, state, self.control, model=self.model, **more)
