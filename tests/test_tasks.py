@@ -626,12 +626,6 @@ def test_a_template_that_fails_names_the_row(write: Write, template: str) -> Non
     assert "row 1 doesn't fit" in refused(lambda: task.examples("test"))
 
 
-def test_columns_of_any_name(write: Write) -> None:
-    rows: list[Row] = [{"self": "France?", "answer": "Paris", "a b": 1}]
-    task = YamlTask(str(write(GENERATION, rows, doc_to_text="Q: {{self}}")))
-    assert task.examples("test")[0].prompt == "Q: France?"
-
-
 # Real data ------------------------------------------------------------------------------------
 
 

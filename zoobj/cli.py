@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from zoobj.errors import UserError, did_you_mean
+from zoobj.errors import UserError, closest, did_you_mean
 
 # Heavy modules are imported by the verbs that need them: --help answers at once.
 
@@ -28,18 +28,14 @@ class _Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [flag for action in _actions(self, known) for flag in action.option_strings]
-            raise UserError(f"unknown argument {unknown[0]!r}{_closest(unknown[0], flags)}")
+            hint = closest(unknown[0].partition("=")[0], flags) or "; see: --help"
+            raise UserError(f"unknown argument {unknown[0]!r}{hint}")
         return known
 
 
 def _actions(parser: argparse.ArgumentParser, known: argparse.Namespace) -> list[argparse.Action]:
     verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return verbs.choices[known.verb]._actions
-
-
-def _closest(flag: str, flags: Sequence[str]) -> str:
-    hint = did_you_mean(flag.partition("=")[0], flags)
-    return hint if hint.startswith("; did") else "; see: --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from zoobj.errors import UserError, did_you_mean
+from zoobj.errors import UserError, closest
 from zoobj.models import TINY_QA
 
 
@@ -110,8 +110,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _key_hint(key: str) -> str:
-    hint = did_you_mean(key, ZOConfig.model_fields)
-    return hint if hint.startswith("; did") else "; see: zoobj train --help"
+    return closest(key, ZOConfig.model_fields) or "; see: zoobj train --help"
 
 
 def _explain(error: ValidationError) -> str:

@@ -14,8 +14,14 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+def closest(name: str, options: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for an option that is close to the name, else nothing."""
+    close = get_close_matches(name, list(options), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the closest option, else the list of options.
+    """The closest option, else all of them.
 
     >>> did_you_mean("token_f2", ["accuracy", "token_f1"])
     "; did you mean 'token_f1'?"
@@ -23,7 +29,5 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     '; choose from: accuracy, token_f1'
     """
     options = sorted(options)
-    close = get_close_matches(name, options, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; choose from: {', '.join(options)}" if options else ""
+    others = f"; choose from: {', '.join(options)}" if options else ""
+    return closest(name, options) or others

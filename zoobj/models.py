@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from zoobj.errors import UserError, did_you_mean
+from zoobj.errors import UserError, closest, did_you_mean
 
 TINY_QA = "tiny-qa"
 EMBEDDED = {TINY_QA: Path(__file__).parent / "assets" / "tiny_qa"}
@@ -110,7 +110,8 @@ def _locate(name: str, gguf_file: str | None) -> str:
             + (f" and --gguf_file {path.name}" if path.suffix == ".gguf" else "")
         )
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"model {name!r}: no such folder{_near(path)}")
+        neighbours = [folder.name for folder in path.parent.glob("*/")]
+        raise UserError(f"model {name!r}: no such folder{closest(path.name, neighbours)}")
     _check_hub(name, gguf_file)
     return name
 
@@ -126,18 +127,12 @@ def _checked_folder(path: Path, gguf_file: str | None) -> str:
     return str(path)
 
 
-def _near(path: Path) -> str:
-    """A hint from the folder's neighbours, where it has any with a close name."""
-    hint = did_you_mean(path.name, [p.name for p in path.parent.glob("*/")])
-    return hint if hint.startswith("; did") else ""
-
-
 def _check_hub(name: str, gguf_file: str | None) -> None:
     """Ask the hub once; from_pretrained would retry for a minute where there is no network."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-    missing, hint = f"model {name!r}: no folder here", _hint(name)
+    missing, hint = f"model {name!r}: no folder here", closest(name, EMBEDDED)
     try:
         if isinstance(try_to_load_from_cache(name, gguf_file or "config.json"), str):
             return
@@ -159,11 +154,6 @@ def _check_hub(name: str, gguf_file: str | None) -> None:
         raise UserError(
             f"{missing}, and the hub can't be reached: check the network{hint}"
         ) from None
-
-
-def _hint(name: str) -> str:
-    hint = did_you_mean(name, EMBEDDED)
-    return hint if hint.startswith("; did") else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,343 @@
+"""zoobj's own objectives, tasks and methods keep the contracts, which catch breaches."""
+
+import functools
+import math
+from typing import Any
+
+import pytest
+
+from zoobj import estimators, objectives
+from zoobj.estimators import Estimator
+from zoobj.estimators.zo_sgd import ZOSGD
+from zoobj.objective import Batch, Objective, Score
+from zoobj.task import Row, Task
+from zoobj.tasks import SST2, SquadMini
+from zoobj.testing import EstimatorContract, ObjectiveContract, TaskContract
+from zoobj.walk import Move, Offset
+
+PROMPTS = ["a", "b", "c", "d"]
+TEXTS = Batch(
+    prompts=PROMPTS,
+    references=[["old mill", "mill"], ["river"], ["two", "2"], ["by the wall"]],
+    completions=["The old mill.", "a deep river", "", "wall"],
+)
+CHOICES = Batch(
+    prompts=PROMPTS,
+    references=[1, 0, 0, 2],
+    predictions=[1, 1, 0, 0],
+    completions=["good", "good", "bad", "bad"],
+    label_scores=[[-2.0, -0.5, -3.0], [-1.5, -1.0, -2.0], [-0.25, -4.0, -2.0], [-1.0, -3.0, -1.5]],
+    reference_logprob=[-0.5, -1.5, -0.25, -1.5],
+)
+
+# Objectives -----------------------------------------------------------------------------------
+
+
+class TestAccuracy(ObjectiveContract):
+    objective, batch = "accuracy", CHOICES
+
+
+class TestF1(ObjectiveContract):
+    objective, batch = "f1", CHOICES
+
+
+class TestBinaryF1(ObjectiveContract):
+    objective, batch = "f1:average=binary", CHOICES
+
+
+class TestExactMatch(ObjectiveContract):
+    objective, batch = "exact_match", TEXTS
+
+
+class TestTokenF1(ObjectiveContract):
+    objective, batch = "token_f1", TEXTS
+
+
+class TestLogLikelihood(ObjectiveContract):
+    objective, batch = "loglikelihood", CHOICES
+
+
+def brevity(completions: list[str], **kwargs: Any) -> list[float | None]:
+    return [-float(len(text)) if text else None for text in completions]
+
+
+class TestReward(ObjectiveContract):
+    objective, batch = brevity, TEXTS
+
+
+def share(predictions: list[int], references: list[int]) -> float:
+    return sum(p == r for p, r in zip(predictions, references, strict=True)) / len(references)
+
+
+class TestSetLevelReward(ObjectiveContract):
+    objective, batch = objectives.Reward(share), CHOICES
+
+
+# Tasks ----------------------------------------------------------------------------------------
+
+
+class TestSquadMini(TaskContract):
+    task = SquadMini()
+
+
+class TestSquadMiniExactMatch(TaskContract):
+    task, objective = SquadMini(num_fewshot=2), "exact_match"
+
+
+class TestSST2(TaskContract):
+    task = SST2(train_file=[{"sentence": f"film {i}", "label": i % 2} for i in range(100)])
+
+
+class TestSST2LogLikelihood(TaskContract):
+    task, objective = TestSST2.task, "loglikelihood"
+
+
+# Methods --------------------------------------------------------------------------------------
+
+
+class TestZOSGD(EstimatorContract):
+    make = ZOSGD
+
+
+class TestZOSGDNotNormalized(EstimatorContract):
+    make = functools.partial(ZOSGD, normalize=False)
+
+
+def kept(contract: type) -> set[Any]:
+    """What the tests above are about."""
+    attribute = {ObjectiveContract: "objective", EstimatorContract: "make"}[contract]
+    return {vars(kind)[attribute] for kind in contract.__subclasses__() if attribute in vars(kind)}
+
+
+def test_every_registered_objective_is_above() -> None:
+    specs = {str(spec).partition(":")[0] for spec in kept(ObjectiveContract)}
+    assert set(objectives.CATALOGUE) <= specs | {"reward"}
+
+
+def test_every_registered_method_is_above() -> None:
+    names = {getattr(make, "name", None) for make in kept(EstimatorContract)}
+    assert set(estimators.CATALOGUE) <= names
+
+
+# Breaches -------------------------------------------------------------------------------------
+
+
+def breaches(contract: type, **attributes: Any) -> set[str]:
+    """The tests that fail for these."""
+    made = type("Broken", (contract,), attributes)()
+    failed = set()
+    for name in dir(made):
+        if name.startswith("test_"):
+            try:
+                getattr(made, name)()
+            except Exception:
+                failed.add(name)
+    return failed
+
+
+class Lengths(Objective):
+    name, bounds = "lengths", (0.0, None)
+
+    def score(self, batch: Batch) -> list[Score]:
+        return [float(len(text)) for text in batch.completions or []]
+
+
+class Boastful(Lengths):
+    bounds = (0.0, 1.0)
+
+
+class Curved(Lengths):
+    """Scores depend on who else is in the batch."""
+
+    def score(self, batch: Batch) -> list[Score]:
+        scores = [float(len(text)) for text in batch.completions or []]
+        return [score / max(scores) for score in scores]
+
+
+class First(Lengths):
+    """Scores depend on the order."""
+
+    def score(self, batch: Batch) -> list[Score]:
+        return [float(i) for i in range(len(batch))]
+
+
+class Short(Lengths):
+    def score(self, batch: Batch) -> list[Score]:
+        return [1.0]
+
+
+class Median(Lengths):
+    """A value that is no mean, though it is called decomposable."""
+
+    def value(self, batch: Batch, scores: Any = None) -> float:
+        known = sorted(self.score(batch) if scores is None else scores)
+        return known[len(known) // 2]
+
+
+class Zero(Lengths):
+    """None is taken for 0."""
+
+    def value(self, batch: Batch, scores: Any = None) -> float:
+        known = self.score(batch) if scores is None else scores
+        return math.fsum(score or 0.0 for score in known) / len(known)
+
+
+class Meddling(Lengths):
+    def score(self, batch: Batch) -> list[Score]:
+        assert batch.completions is not None
+        batch.completions[:] = [text.strip(".") for text in batch.completions]
+        return super().score(batch)
+
+
+class Wordy(Lengths):
+    def score(self, batch: Batch) -> list[Score]:
+        return ["good"] * len(batch)  # type: ignore[list-item]
+
+
+class Counting(Lengths):
+    """Remembers how often it was asked."""
+
+    calls = 0
+
+    def score(self, batch: Batch) -> list[Score]:
+        self.calls += 1
+        return [float(self.calls)] * len(batch)
+
+
+@pytest.mark.parametrize(
+    ("objective", "caught"),
+    [
+        (Lengths(), None),
+        (Boastful(), "test_within_bounds"),
+        (Curved(), "test_examples_do_not_see_each_other"),
+        (First(), "test_examples_do_not_see_each_other"),
+        (Short(), "test_one_score_each"),
+        (Median(), "test_value_is_the_mean_of_scores"),
+        (Zero(), "test_unscorable_is_no_number"),
+        (Meddling(), "test_batch_is_left_as_it_was"),
+        (Wordy(), "test_scores_are_numbers_or_none"),
+        (Counting(), "test_repeatable"),
+    ],
+)
+def test_breaches_by_an_objective(objective: Objective, caught: str | None) -> None:
+    # A batch of each test's own, since one of them spoils it.
+    failed = breaches(ObjectiveContract, objective=objective, batch=TEXTS.select(range(4)))
+    assert caught in failed if caught else not failed
+
+
+def test_a_batch_that_tests_nothing() -> None:
+    bare = Batch(prompts=["a"], references=[1])
+    assert "test_batch_fits" in breaches(ObjectiveContract, objective="accuracy", batch=bare)
+
+
+class Echo(Task):
+    name = "echo"
+
+    def prompt(self, row: Row) -> str:
+        return f"{row['text']}:"
+
+    def reference(self, row: Row) -> list[str]:
+        return [row["text"]]
+
+
+class Spaced(Echo):
+    def prompt(self, row: Row) -> str:
+        return f"{row['text']}: "
+
+
+class Letters(Echo):
+    stop = "\n\n"
+
+
+class Unsplit(Echo):
+    def rows(self, split: str) -> list[Row]:
+        return self._source("train")
+
+
+class Ungold(Echo):
+    def gold(self, row: Row) -> str:
+        return "something else"
+
+
+class Moody(Echo):
+    calls = 0
+
+    def prompt(self, row: Row) -> str:
+        self.calls += 1
+        return f"{row['text']} {self.calls}:"
+
+
+@pytest.mark.parametrize(
+    ("kind", "caught"),
+    [
+        (Echo, None),
+        (Spaced, "test_prompts_are_texts_that_an_answer_can_follow"),
+        (Letters, "test_attributes"),
+        (Unsplit, "test_splits_are_disjoint_by_group"),
+        (Ungold, "test_gold_has_full_marks"),
+        (Moody, "test_splits_are_the_same_each_time"),
+    ],
+)
+def test_breaches_by_a_task(kind: type[Task], caught: str | None) -> None:
+    task = kind(train_file=[{"text": f"word {i}"} for i in range(60)])
+    failed = breaches(TaskContract, task=task)
+    assert caught in failed if caught else not failed
+
+
+class Uphill(ZOSGD):
+    def move(self, losses: Any) -> Move:
+        return [(seed, -coefficient) for seed, coefficient in super().move(losses)]
+
+
+class NaNMoves(ZOSGD):
+    def move(self, losses: Any) -> Move:
+        return [(self.direction, (losses[0] - losses[1]) / self.eps)]
+
+
+class Forgetful(ZOSGD):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class OneSided(ZOSGD):
+    def offsets(self, step: int) -> list[Offset]:
+        return super().offsets(step)[:1]
+
+
+class SameDirection(ZOSGD):
+    def offsets(self, step: int) -> list[Offset]:
+        return super().offsets(0)
+
+
+class Random(ZOSGD):
+    """Directions depend on what was asked before, in this process."""
+
+    asked = 0
+
+    def offsets(self, step: int) -> list[Offset]:
+        Random.asked += 1
+        return super().offsets(Random.asked)
+
+
+class Idle(ZOSGD):
+    def move(self, losses: Any) -> Move:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("make", "caught"),
+    [
+        (ZOSGD, None),
+        (Uphill, "test_minimises_a_quadratic"),
+        (NaNMoves, "test_nothing_known_is_no_move"),
+        (NaNMoves, "test_half_a_pair_is_no_number"),
+        (Forgetful, "test_state_is_json_and_takes_up_where_it_left"),
+        (OneSided, "test_as_many_offsets_as_evaluations"),
+        (SameDirection, "test_a_function_of_seed_and_step"),
+        (Random, "test_a_function_of_seed_and_step"),
+        (Idle, "test_some_move"),
+    ],
+)
+def test_breaches_by_a_method(make: type[Estimator], caught: str | None) -> None:
+    failed = breaches(EstimatorContract, make=make)
+    assert caught in failed if caught else not failed

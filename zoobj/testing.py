@@ -1,0 +1,283 @@
+"""Contract tests to subclass: for objectives, tasks and methods, yours as well as zoobj's.
+
+In a test file of your own package, under pytest::
+
+    from zoobj import Batch
+    from zoobj.testing import EstimatorContract, ObjectiveContract, TaskContract
+
+    class TestBrevity(ObjectiveContract):
+        objective = Brevity()                 # whatever ``--objective`` takes
+        batch = Batch(prompts=["a", "b", "c"], references=[["x"]] * 3, completions=["x", "y z", ""])
+
+    class TestCapitals(TaskContract):
+        task = Capitals(test_file="tests/capitals.json", train_file="tests/capitals_train.json")
+
+    class TestMySPSA(EstimatorContract):
+        make = MySPSA                         # called with seed, eps and learning_rate
+
+pytest collects every ``test_...`` of the class. Checks that don't apply (the marks of gold under an
+objective that needs a model, say) pass without a word. pytest itself is not imported.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from zoobj.estimators import Estimator
+from zoobj.evaluation import gold_batch
+from zoobj.objective import Batch, Objective, as_objective, is_score
+from zoobj.signal import judge
+from zoobj.task import SPLITS, Example, Task
+from zoobj.walk import Walk
+
+__all__ = ["EstimatorContract", "ObjectiveContract", "TaskContract"]
+
+_EXAMPLES = 200  # of a split: enough to find a mistake, whatever the size of the data set
+
+
+class ObjectiveContract:
+    """What the engine relies on in an objective.
+
+    Attributes:
+        objective: an Objective, or what ``as_objective`` makes one of.
+        batch: three or more examples with different outcomes, the objective's ``needs`` filled.
+    """
+
+    objective: ClassVar[Any]
+    batch: ClassVar[Batch]
+
+    def _made(self) -> Objective:
+        return as_objective(type(self).objective)  # not self.: a function would be bound
+
+    def _reversed(self) -> Batch:
+        return self.batch.select(range(len(self.batch))[::-1])
+
+    def test_attributes(self) -> None:
+        objective = self._made()
+        assert isinstance(objective.name, str)
+        assert isinstance(objective.higher_is_better, bool)
+        low, high = objective.bounds
+        assert low is None or high is None or low < high, f"bounds {objective.bounds}"
+
+    def test_batch_fits(self) -> None:
+        """The batch given here is one that tests something."""
+        assert len(self.batch) >= 3, "give three examples or more"
+        for column in self._made().needs:
+            assert getattr(self.batch, column) is not None, f"fill the batch's {column}"
+
+    def test_one_score_each(self) -> None:
+        objective = self._made()
+        if objective.decomposable:
+            for count in (len(self.batch), 1, 0):
+                part = self.batch.select(range(count))
+                assert len(objective.score(part)) == count
+
+    def test_scores_are_numbers_or_none(self) -> None:
+        objective = self._made()
+        values = objective.score(self.batch) if objective.decomposable else [self._value()]
+        for value in values:
+            is_score(value)  # raises where it is neither a number nor None
+
+    def test_within_bounds(self) -> None:
+        objective = self._made()
+        low, high = objective.bounds
+        scores = objective.score(self.batch) if objective.decomposable else []
+        for number in filter(is_score, [*scores, self._value()]):
+            assert low is None or number >= low, f"{number} is below the bound {low}"
+            assert high is None or number <= high, f"{number} is above the bound {high}"
+
+    def test_value_is_the_mean_of_scores(self) -> None:
+        objective = self._made()
+        if objective.decomposable:
+            known = [score for score in objective.score(self.batch) if is_score(score)]
+            mean = math.fsum(known) / len(known) if known else math.nan
+            assert _close(objective.value(self.batch), mean)
+
+    def test_examples_do_not_see_each_other(self) -> None:
+        """Scores of the examples in another order, and alone, are the same."""
+        objective = self._made()
+        if objective.decomposable:
+            scores = objective.score(self.batch)
+            assert _all_close(objective.score(self._reversed())[::-1], scores)
+            alone = [objective.score(self.batch.select([i]))[0] for i in range(len(self.batch))]
+            assert _all_close(alone, scores)
+
+    def test_order_does_not_matter(self) -> None:
+        assert _close(self._made().value(self._reversed()), self._value())
+
+    def test_repeatable(self) -> None:
+        assert _close(self._value(), self._value())
+
+    def test_batch_is_left_as_it_was(self) -> None:
+        before = repr(self.batch)
+        self._value()
+        assert repr(self.batch) == before
+
+    def test_unscorable_is_no_number(self) -> None:
+        """Known scores are used as they are; None and NaN among them don't count."""
+        objective = self._made()
+        if objective.decomposable:
+            n = len(self.batch)
+            assert objective.value(self.batch, [0.5, *[None] * (n - 1)]) == 0.5
+            assert objective.value(self.batch, [0.25, *[math.nan] * (n - 1)]) == 0.25
+            assert math.isnan(objective.value(self.batch, [None] * n))
+
+    def _value(self) -> float:
+        return float(self._made().value(self.batch))
+
+
+class TaskContract:
+    """What the engine relies on in a task.
+
+    Attributes:
+        task: a Task; give it local rows, so that the test needs no network.
+        objective: under which gold answers have full marks; by default the task's own.
+    """
+
+    task: ClassVar[Task]
+    objective: ClassVar[Any] = None
+
+    def _examples(self, split: str) -> list[Example]:
+        return self.task.examples(split, _EXAMPLES)
+
+    def test_attributes(self) -> None:
+        task = self.task
+        assert task.name
+        assert task.output in ("generation", "choices")
+        assert task.max_new_tokens >= 1
+        assert not isinstance(task.stop, str), "stop is a sequence of strings"
+        assert all(task.stop), "an empty stop string would end every completion"
+
+    def test_every_split_has_examples(self) -> None:
+        for split in SPLITS:
+            assert self._examples(split), f"split {split} is empty"
+
+    def test_prompts_are_texts_that_an_answer_can_follow(self) -> None:
+        for example in (e for split in SPLITS for e in self._examples(split)):
+            assert example.prompt.strip()
+            assert not example.prompt.endswith(" "), "the answer brings its own space"
+
+    def test_gold_has_full_marks(self) -> None:
+        objective = as_objective(self.objective or self.task.objective)
+        if {"label_scores", "reference_logprob"} & set(objective.needs):
+            return  # needs a model
+        best = objective.bounds[1 if objective.higher_is_better else 0]
+        for split in SPLITS:
+            outcome = judge(objective, gold_batch(self.task, self._examples(split)), "raise")
+            assert best is None or outcome.value == best, f"{split}: gold scores {outcome.value}"
+
+    def test_splits_are_disjoint_by_group(self) -> None:
+        seen: dict[Any, str] = {}
+        for split in SPLITS:
+            for row in self.task.rows(split):
+                other = seen.setdefault(self.task.group(row), split)
+                assert other == split, f"a group of rows is in {other} and in {split}"
+
+    def test_splits_are_the_same_each_time(self) -> None:
+        for split in SPLITS:
+            once, again = self._examples(split), self._examples(split)
+            assert self.task.fingerprint(once) == self.task.fingerprint(again)
+
+
+class EstimatorContract:
+    """What the engine relies on in a method.
+
+    Attributes:
+        make: called with ``seed``, ``eps`` and ``learning_rate``; a class or a function.
+        eps, learning_rate, steps: with which it brings a quadratic in 20 weights from a loss of 1
+            below a fifth of that.
+    """
+
+    make: ClassVar[Callable[..., Estimator]]
+    eps: ClassVar[float] = 1e-2
+    learning_rate: ClassVar[float] = 2e-2
+    steps: ClassVar[int] = 300
+
+    def _made(self, seed: int = 3) -> Estimator:
+        return type(self).make(  # not self.: a function would be bound
+            seed=seed, eps=self.eps, learning_rate=self.learning_rate
+        )
+
+    def _run(self, method: Estimator, steps: range) -> list[Any]:
+        """Offsets and moves of some steps, under losses that depend on the step alone."""
+        log: list[Any] = []
+        for step in steps:
+            offsets = [dict(offset) for offset in method.offsets(step)]
+            log += [offsets, method.move(_losses(step, len(offsets)))]
+        return log
+
+    def test_as_many_offsets_as_evaluations(self) -> None:
+        method = self._made()
+        for step in range(5):
+            assert len(method.offsets(step)) == method.evaluations
+            method.move(_losses(step, method.evaluations))
+
+    def test_a_function_of_seed_and_step(self) -> None:
+        once, again = self._made().offsets(4), self._made().offsets(4)
+        assert [dict(offset) for offset in once] == [dict(offset) for offset in again]
+        other = [dict(offset) for offset in self._made(seed=4).offsets(4)]
+        assert other != [dict(offset) for offset in once]
+        later = [dict(offset) for offset in self._made().offsets(5)]
+        assert later != [dict(offset) for offset in once]
+
+    def test_moves_are_finite_numbers(self) -> None:
+        for scale in (1e-6, 1.0, 1e6):
+            method = self._made()
+            for step in range(20):
+                losses = [scale * x for x in _losses(step, len(method.offsets(step)))]
+                for seed, coefficient in method.move(losses):
+                    assert isinstance(seed, int)
+                    assert 0 <= seed < 2**64, "the noise takes keys of 64 bits"
+                    assert math.isfinite(coefficient)
+
+    def test_some_move(self) -> None:
+        assert any(self._run(self._made(), range(10))[1::2])
+
+    def test_nothing_known_is_no_move(self) -> None:
+        method = self._made()
+        assert method.move([math.nan] * len(method.offsets(0))) == []
+        json.dumps(method.state_dict(), allow_nan=False)  # raises where it left a NaN behind
+
+    def test_half_a_pair_is_no_number(self) -> None:
+        method = self._made()
+        losses = [0.5 if i % 2 else math.nan for i in range(len(method.offsets(0)))]
+        assert all(math.isfinite(coefficient) for _, coefficient in method.move(losses))
+
+    def test_state_is_json_and_takes_up_where_it_left(self) -> None:
+        whole = self._made()
+        self._run(whole, range(5))
+        state = json.loads(json.dumps(whole.state_dict(), allow_nan=False))
+        resumed = self._made()
+        resumed.load_state_dict(state)
+        assert self._run(resumed, range(5, 10)) == self._run(whole, range(5, 10))
+
+    def test_minimises_a_quadratic(self) -> None:
+        weights = torch.nn.Parameter(torch.full((20,), 20**-0.5))
+        walk = Walk([("weights", weights)])
+        method = self._made()
+        for step in range(self.steps):
+            losses = []
+            for offset in method.offsets(step):
+                walk.goto(offset)
+                losses.append(float(weights.detach().square().sum()))
+            walk.commit(method.move(losses))
+        walk.goto({})
+        assert float(weights.detach().square().sum()) < 0.2
+
+
+def _losses(step: int, count: int) -> list[float]:
+    """Made-up losses, all different."""
+    return [math.sin(12.9898 * (step + 1) + 78.233 * i) for i in range(count)]
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    if not (is_score(a) and is_score(b)):
+        return not is_score(a) and not is_score(b)
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def _all_close(a: Sequence[float | None], b: Sequence[float | None]) -> bool:
+    return len(a) == len(b) and all(map(_close, a, b))
