@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--train_file")
     parser.add_argument("--test_file")
     parser.add_argument("--output_dir", default="runs/squad_f1")
-    parser.add_argument("--max_evals", type=int, default=20_000)
+    parser.add_argument("--max_evals", type=int, default=10_000)
     parser.add_argument("--smoke", action="store_true", help="tiny-qa on squad_mini, a few steps")
     options = parser.parse_args()
     if options.smoke:
@@ -47,7 +47,7 @@ def main() -> None:
         per_device_train_batch_size=32,
         per_device_eval_batch_size=32,
         eps=2e-3,
-        learning_rate=2e-4,
+        learning_rate=3e-4,
         max_eval_samples=128,
         eval_steps=40,
     )

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--validation_file")
     parser.add_argument("--test_file")
     parser.add_argument("--output_dir", default="runs/sst2_accuracy")
-    parser.add_argument("--max_evals", type=int, default=40_000)
+    parser.add_argument("--max_evals", type=int, default=12_800)
     parser.add_argument("--smoke", action="store_true", help="tiny-qa on a few sentences")
     options = parser.parse_args()
     if options.smoke:
@@ -61,9 +61,9 @@ def main() -> None:
         max_evals=options.max_evals,
         per_device_train_batch_size=64,
         eps=2e-3,
-        learning_rate=2e-4,
+        learning_rate=3e-4,
         max_eval_samples=400,
-        eval_steps=50,
+        eval_steps=25,
     )
     print(ZOTrainer(task="sst2", objective=Accuracy(), args=args).train())
 

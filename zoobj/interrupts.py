@@ -26,7 +26,8 @@ class Interrupts:
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
