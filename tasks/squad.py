@@ -43,9 +43,10 @@ class Squad(Task):
         except ValueError as error:
             raise UserError(f"{path} can't be read as JSON: {error}") from error
         articles = content.get("data") if isinstance(content, dict) else None
-        if not (isinstance(articles, list) and articles and "paragraphs" in articles[0]):
-            return read_rows(path)
-        return _flatten(articles, path)
+        listed = isinstance(articles, list) and bool(articles) and isinstance(articles[0], dict)
+        if articles and listed and "paragraphs" in articles[0]:
+            return _flatten(articles, path)
+        return read_rows(path)
 
 
 def question(row: Row) -> str:
@@ -71,7 +72,7 @@ def _flatten(articles: list[dict[str, Any]], path: Path) -> list[Row]:
             for paragraph in article["paragraphs"]
             for qa in paragraph["qas"]
         ]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not in SQuAD 1.1's format: {type(error).__name__}: {error}; needed are "
             "data[].paragraphs[].{context, qas[].{question, answers[].text}}"

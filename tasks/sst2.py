@@ -26,7 +26,10 @@ class SST2(Task):
         return f"Review: {row['sentence'].strip()}\nThe movie was"
 
     def reference(self, row: Row) -> int:
-        return int(row["label"])
+        label = float(row["label"])
+        if not label.is_integer():  # the Treebank's own labels are shares of votes
+            raise ValueError(f"label {row['label']!r} is neither 0 nor 1")
+        return int(label)
 
     def choices(self, row: Row) -> list[str]:
         return ["terrible", "great"]
@@ -38,11 +41,15 @@ class SST2(Task):
         if path.suffix != ".tsv":
             return read_rows(path)
         # Sentences hold stray quotes: a line is split at its last tab, and nothing is unquoted.
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if lines and lines[0].split("\t") == ["sentence", "label"]:
-            lines = lines[1:]
+        # (str.splitlines would also split at characters within a sentence, such as U+2028.)
+        try:
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text: {error}") from error
         rows = []
         for number, line in enumerate(lines, 1):
+            if not line.strip() or (number == 1 and line.split("\t") == ["sentence", "label"]):
+                continue
             sentence, tab, label = line.rpartition("\t")
             if not tab:
                 raise UserError(f"{path}: line {number} has no tab: sentence, tab, label is needed")

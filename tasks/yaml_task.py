@@ -1,11 +1,12 @@
 """A task described by a YAML file, with lm-evaluation-harness's keys where they fit."""
 
+import ast
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jinja2
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from zoobj.errors import UserError, did_you_mean
 from zoobj.task import SPLITS, Row, Task
@@ -17,9 +18,14 @@ _OUTPUT: dict[str, Literal["generation", "choices"]] = {
 }
 
 
+def _several(value: Any) -> Any:
+    """A single text stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 class _Generation(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    until: list[str] = ["\n"]
+    until: Annotated[list[str], BeforeValidator(_several)] = ["\n"]
     max_gen_toks: int = Field(default=16, ge=1)
 
 
@@ -96,11 +102,15 @@ class YamlTask(Task):
             return self._choices
         choices = _render(self._choice, row)
         if isinstance(choices, str):
-            choices = yaml.safe_load(choices)  # a template that renders a list
+            choices = _listed(choices)
+        if not isinstance(choices, list):
+            raise TypeError(f"doc_to_choice gives {choices!r}, which is no list")
         return [str(choice) for choice in choices]
 
     def _label(self, target: Any, row: Row) -> int:
         """The gold choice, given by its number or by its text."""
+        if type(target) is int:
+            return target
         choices = self.choices(row)
         if str(target) in choices:
             return choices.index(str(target))
@@ -113,12 +123,14 @@ def _load(path: Path) -> _Description:
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
         description = _Description.model_validate(told)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"task file {path} is not YAML: {error}") from error
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"])) or "content"
-        hint = did_you_mean(key, _Description.model_fields) if "extra" in problem["type"] else ""
+        model = _Generation if key.startswith("generation_kwargs.") else _Description
+        known = did_you_mean(key.rpartition(".")[2], model.model_fields)
+        hint = known if "extra" in problem["type"] else ""
         raise UserError(f"task file {path}: {key}: {problem['msg']}{hint}") from error
     if description.output_type == "multiple_choice" and not description.doc_to_choice:
         raise UserError(f"task file {path}: output_type multiple_choice needs doc_to_choice")
@@ -142,3 +154,11 @@ def _render(template: str | jinja2.Template, row: Row) -> Any:
         return template.render(**row)
     except jinja2.UndefinedError as error:
         raise KeyError(str(error)) from error
+
+
+def _listed(text: str) -> Any:
+    """The list that a template rendered: as Python writes it, or by hand, without quotes."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return yaml.load(text, Loader=yaml.BaseLoader)  # words such as yes stay words

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -126,6 +126,12 @@ def official() -> Callable[[str, list[str]], tuple[float, float]]:
 
 @settings(max_examples=300)
 @given(texts, answers)
+@example("\u00dfe", ["sse"])  # lower case, not folded
+@example("thea", ["a"])
+@example("the-mill", ["themill"])
+@example("an\u00a0old \u2019mill\u2019", ["old mill"])
+@example("the", ["a", "mill"])
+@example("mill mill old", ["mill", "mill old old"])
 def test_text_scores_are_those_of_squad(
     official: Callable[..., tuple[float, float]], completion: str, references: list[str]
 ) -> None:

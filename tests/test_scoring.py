@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from zoobj.errors import UserError
+from zoobj.models import prepare
 from zoobj.objective import Batch
 from zoobj.scoring import Sampling, Scorer
 from zoobj.task import Example, Row, Task
@@ -34,7 +36,11 @@ PROMPTS = [
 CANDIDATES = ["g", "the", "great film", "great film\nindeed", "\u4f60\u597d", "m", "mill"]
 NEW_TOKENS = 8
 
-few = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=8,
+    phases=(Phase.explicit, Phase.generate),  # to shrink a failure would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 class Continue(Task):
@@ -319,6 +325,36 @@ def test_text_and_likelihood_together(scorer: Make) -> None:
     assert both.completions == made(examples(made.task), {"completions"}).completions
     alone = made(examples(made.task), {"reference_logprob"}).reference_logprob
     assert both.reference_logprob == pytest.approx(alone, abs=1e-6)
+
+
+# Learned positions ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpt2(tokenizer: Any) -> Any:
+    """Rotary positions, as of ``model``, are relative: a shift by the padding would not show."""
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=4, bos_token_id=1
+    )
+    config.eos_token_id = 1
+    with torch.random.fork_rng(devices=[]):
+        made = GPT2LMHeadModel(config)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, 0.4, generator=generator)
+    prepare(made, tokenizer)
+    return made
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_padding_takes_up_no_positions(gpt2: Any, tokenizer: Any, batch_size: int) -> None:
+    text = Scorer(gpt2, tokenizer, Continue(), batch_size=batch_size)
+    got = text(examples(text.task), {"completions", "reference_logprob"})
+    assert got.completions == [twin_text(text, prompt) for prompt in PROMPTS]
+    expected = [twin_logprob(text, prompt, "the mill") for prompt in PROMPTS]
+    assert got.reference_logprob == pytest.approx(expected, abs=1e-4)
 
 
 # However it is batched ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, as_objective, is_score
 from zoobj.registry import find
 from zoobj.run import write_json
+from zoobj.scoring import check_needs
 from zoobj.signal import Outcome, judge
 from zoobj.task import SPLITS, Example, Task
 
@@ -91,6 +92,7 @@ def validate(args: ZOConfig) -> Iterator[str]:
 
 def _check_gold(task: Task, objective: Objective, examples: list[Example]) -> str:
     """Full marks for gold, where it is known what that means."""
+    check_needs(task, objective.needs)
     if {"label_scores", "reference_logprob"} & set(objective.needs):
         return f"{objective.name}: needs a model; not checked without one"
     outcome = judge(objective, gold_batch(task, examples))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeGuard
 
 from zoobj.errors import UserError
-from zoobj.registry import build
+from zoobj.registry import build, call
 
 COLUMNS = ("completions", "predictions", "label_scores", "reference_logprob")
 Score = float | None
@@ -118,7 +118,7 @@ def as_objective(thing: "str | Objective | type[Objective] | Callable[..., Any]"
     """
     made = build("objective", thing) if isinstance(thing, str) else thing
     if inspect.isclass(made) and issubclass(made, Objective):
-        made = made()
+        made = call(made, f"objective {made.__name__}")
     if not isinstance(made, Objective):
         if not callable(made) or inspect.isclass(made):
             raise UserError(

@@ -174,10 +174,14 @@ class RunningScale:
         self.decay, self.square, self.weight = decay, 0.0, 0.0
 
     def normalise(self, difference: float) -> float:
-        """The difference over the scale that includes it; 0 stays 0 and leaves no trace."""
-        if difference == 0:
+        """The difference over the scale that includes it; 0 stays 0 and leaves no trace.
+
+        So it is with one whose square is 0 or infinite: no sound objective says such a thing.
+        """
+        square = difference * difference
+        if square == 0 or square == math.inf:
             return 0.0
-        self.square = self.decay * self.square + (1 - self.decay) * difference**2
+        self.square = self.decay * self.square + (1 - self.decay) * square
         self.weight = self.decay * self.weight + (1 - self.decay)
         return difference / math.sqrt(self.square / self.weight)
 

@@ -178,7 +178,7 @@ class Task:
         try:
             prompt, reference = shots + self.prompt(row), self.reference(row)
             choices = list(self.choices(row)) if self.output == "choices" else None
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except Exception as error:  # whatever a task, or a template in one, raises
             raise UserError(
                 f"task {self.name}, {self.where(split)}: row {index + 1} doesn't fit: "
                 f"{type(error).__name__}: {error}; it has {', '.join(map(str, row))}"
@@ -279,7 +279,7 @@ def _from_hub(path: str | None, name: str | None, split: str) -> list[Row]:
         raise UserError("this task has no data set of its own: give --train_file and --test_file")
     try:
         return datasets.load_dataset(path, name, split=split).to_list()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever data set scripts, builders and HTTP clients raise
         raise UserError(
             f"data set {path!r} can't be loaded from the hub: {error}; without a network give "
             "--train_file and --test_file"

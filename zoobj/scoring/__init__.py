@@ -1,5 +1,5 @@
 """Scoring: examples and a model at some offset -> Batch."""
 
-from zoobj.scoring.scorer import Sampling, Scorer
+from zoobj.scoring.scorer import Sampling, Scorer, check_needs
 
-__all__ = ["Sampling", "Scorer"]
+__all__ = ["Sampling", "Scorer", "check_needs"]

@@ -6,8 +6,10 @@ state is touched, and two models scored with the same seed differ only where the
 (common random numbers).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -62,15 +64,16 @@ def generate(
     for bucket in buckets([len(p) for p in prompts], batch_size):
         ids, mask = left_pad([prompts[i] for i in bucket], tokenizer.pad_token_id, model.device)
         processors = _processors(sampling, [keys[i] for i in bucket], seed, ids.shape[1])
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=processors,
-            stop_strings=list(stop) or None,
-            tokenizer=tokenizer,
-        )
-        texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        with _own_settings_aside(model):
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=processors,
+                stopping_criteria=[StopStrings(tokenizer, stop, ids.shape[1])] if stop else None,
+            )
+        new = [_before_eos(row, config.eos_token_id) for row in output[:, ids.shape[1] :].tolist()]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         for i, text in zip(bucket, texts, strict=True):
             completions[i] = cut(text, stop)
         between(len(bucket))
@@ -103,6 +106,42 @@ def _config(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
         eos_token_id=eos,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+@contextmanager
+def _own_settings_aside(model: Any) -> Iterator[None]:
+    """``generate`` fills what a configuration leaves open from the model's own: a repetition
+    penalty, say, as chat models ship one, which would punish the padding's tokens too.
+    """
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _before_eos(tokens: list[int], eos: int | Sequence[int] | None) -> list[int]:
+    """The tokens before the first eos, which need not be one that decoding skips."""
+    ends = {eos} if isinstance(eos, int) else set(eos or ())
+    return list(takewhile(lambda token: token not in ends, tokens))
+
+
+class StopStrings:
+    """Ends a completion once it holds a stop string; what the prompt ends with is no part of one.
+
+    (transformers' own criterion also matches over the end of the prompt.)
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], width: int):
+        self.tokenizer, self.stop, self.width = tokenizer, stop, width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """[B] bool: which rows are done."""
+        texts = self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True)
+        done = [any(string in text for string in self.stop) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
 
 
 def _processors(sampling: Sampling | None, keys: Sequence[int], seed: int, width: int) -> Any:

@@ -67,12 +67,7 @@ class Scorer:
         """
         filled: dict[str, Any] = {}
         choices = self.task.output == "choices"
-        if not choices and (unmet := {"label_scores", "predictions"} & set(needs)):
-            raise UserError(
-                f"the objective needs {', '.join(sorted(unmet))} of choices, but task "
-                f"{self.task.name} generates text: choose an objective on completions, such as "
-                "exact_match"
-            )
+        check_needs(self.task, needs)
         if choices and {"label_scores", "predictions", "completions"} & set(needs):
             filled["label_scores"] = self._label_scores(examples)
             filled["predictions"] = [_argmax(scores) for scores in filled["label_scores"]]
@@ -122,6 +117,18 @@ class Scorer:
             return whole[len(prefix) :]
         return self.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
 
+    def _before(self, prompt: str, answer: Sequence[int]) -> list[int]:
+        """The prompt's tokens, as many as the context leaves beside this answer."""
+        ids, context = self.encode(prompt), context_length(self.model)
+        if context is None:
+            return ids
+        if len(answer) >= context:
+            raise UserError(
+                f"task {self.task.name}: an answer of {len(answer)} tokens leaves no room for a "
+                f"prompt in the model's context of {context} tokens: drop the row"
+            )
+        return ids[-(context - len(answer)) :]
+
     def _completions(self, examples: Sequence[Example], seed: int) -> list[str]:
         return generate(
             self.model,
@@ -148,7 +155,7 @@ class Scorer:
     def _reference_logprob(
         self, examples: Sequence[Example], filled: dict[str, Any]
     ) -> list[float]:
-        if "label_scores" in filled:
+        if "label_scores" in filled and not self.task.length_normalized:
             pairs = zip(filled["label_scores"], examples, strict=True)
             return [scores[e.reference] for scores, e in pairs]
         gold = [e.choices[e.reference] if e.choices else e.reference[0] for e in examples]
@@ -156,13 +163,25 @@ class Scorer:
         return self._loglikelihood(asked)
 
     def _loglikelihood(self, asked: Sequence[tuple[str, str]]) -> list[float]:
+        answers = [self._answer(prompt, answer) for prompt, answer in asked]
+        pairs = zip(asked, answers, strict=True)
         return loglikelihood(
             self.model,
-            [self.encode(prompt) for prompt, _ in asked],
-            [self._answer(prompt, answer) for prompt, answer in asked],
+            [self._before(prompt, answer) for (prompt, _), answer in pairs],
+            answers,
             pad=self.tokenizer.pad_token_id,
             batch_size=self.batch_size,
             between=self.between,
+        )
+
+
+def check_needs(task: Task, needs: Collection[str]) -> None:
+    """Raise a UserError where the task doesn't produce what an objective needs."""
+    unmet = {"label_scores", "predictions"} & set(needs)
+    if unmet and task.output != "choices":
+        raise UserError(
+            f"the objective needs {', '.join(sorted(unmet))} of choices, but task {task.name} "
+            "generates text: choose an objective on completions, such as exact_match"
         )
 
 
