@@ -49,7 +49,7 @@ class Reward(Objective):
         bounds: Bounds = (None, None),
     ):
         self.fn, self.where = _function(fn)
-        self.name = name or getattr(self.fn, "__name__", type(self.fn).__name__)
+        self.name = name or str(getattr(self.fn, "__name__", type(self.fn).__name__))
         self.higher_is_better, self.bounds = higher_is_better, tuple(bounds)  # type: ignore[assignment]
         parameters = inspect.signature(self.fn).parameters
         self.takes = set(parameters)

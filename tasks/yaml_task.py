@@ -77,9 +77,9 @@ class YamlTask(Task):
         self.dataset_path, self.dataset_name = told.dataset_path, told.dataset_name
         theirs = (told.training_split, told.validation_split, told.test_split)
         self.hub_splits = {s: name for s, name in zip(SPLITS, theirs, strict=True) if name}
-        settings["num_fewshot"] = settings.get("num_fewshot") or told.num_fewshot
+        self.num_fewshot = told.num_fewshot
         super().__init__(**settings)
-        local = {split: self.path.parent / file for split, file in told.data_files.items()}
+        local: dict[str, Any] = {s: self.path.parent / f for s, f in told.data_files.items()}
         self.files = {**local, **self.files}
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
         self._text = _template(environment, told.doc_to_text)

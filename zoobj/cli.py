@@ -98,11 +98,13 @@ def _setting_flags(parser: argparse.ArgumentParser, names: Sequence[str] | None 
         if names is not None and name not in names:
             continue
         default = "" if field.default is None else f" [{field.default}]"
+        alone = field.annotation is bool  # "--overwrite_output_dir" says true by itself
         parser.add_argument(
             f"--{name}",
             default=argparse.SUPPRESS,
             help=f"{field.description}{default}".replace("%", "%%"),
-            **({"nargs": "?", "const": "true"} if field.annotation is bool else {}),
+            nargs="?" if alone else None,
+            const="true" if alone else None,
             metavar=name.upper().rsplit("_", 1)[-1],
         )
 

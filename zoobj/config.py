@@ -27,7 +27,7 @@ class ZOConfig(BaseModel):
     train_file: str | None = Field(None, description="local rows instead of the task's own")
     validation_file: str | None = Field(None, description="likewise; else cut from train")
     test_file: str | None = Field(None, description="likewise; else cut from train")
-    num_fewshot: int = Field(0, ge=0, description="examples shown in every prompt")
+    num_fewshot: int | None = Field(None, ge=0, description="examples shown in every prompt")
     max_new_tokens: int | None = Field(None, ge=1, description="tokens of a completion")
     max_prompt_length: int | None = Field(
         None, ge=1, description="tokens of a prompt that are kept, its last ones"

@@ -168,5 +168,5 @@ def _arguments(rest: str) -> tuple[tuple[str, ...], dict[str, Any]]:
         return (), {}
     if "=" not in rest:
         return (rest,), {}
-    pairs = dict(part.split("=", 1) if "=" in part else (part, "") for part in rest.split(","))
-    return (), {key.strip(): yaml.safe_load(value) for key, value in pairs.items()}
+    pairs = (part.partition("=") for part in rest.split(","))
+    return (), {key.strip(): yaml.safe_load(value) for key, _, value in pairs}

@@ -229,7 +229,7 @@ def checksum(params: Iterable[tuple[str, Tensor]]) -> str:
     for name, param in sorted(params):
         digest.update(name.encode())
         data = param.detach().contiguous().view(-1).view(torch.uint8).cpu()
-        digest.update(memoryview(data.numpy()))
+        digest.update(data.numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -143,14 +143,16 @@ def compare(objective: Objective, plus: Outcome, minus: Outcome) -> Pair:
         return Pair(*sides, n, len(plus.batch) - n, _changed(plus.batch, minus.batch))
     pairs = zip(plus.scores, minus.scores, strict=True)
     keep = [i for i, pair in enumerate(pairs) if all(map(is_score, pair))]
-    sides = tuple(
-        objective.value(side.batch.select(keep), [side.scores[i] for i in keep])  # type: ignore[index]
-        if keep
-        else math.nan
-        for side in (plus, minus)
-    )
     flips = sum(plus.scores[i] != minus.scores[i] for i in keep)
-    return Pair(sides[0], sides[1], len(keep), len(plus.batch) - len(keep), flips)
+    high, low = (_value_over(objective, side, keep) for side in (plus, minus))
+    return Pair(high, low, len(keep), len(plus.batch) - len(keep), flips)
+
+
+def _value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> float:
+    """The value over some of the examples, from their scores."""
+    if not keep or outcome.scores is None:
+        return math.nan
+    return objective.value(outcome.batch.select(keep), [outcome.scores[i] for i in keep])
 
 
 def _changed(plus: Batch, minus: Batch) -> int:

@@ -44,7 +44,8 @@ class Task:
     Args:
         train_file, validation_file, test_file: local .json, .jsonl, .csv, .tsv or .parquet files,
             or rows; they replace the task's own source.
-        num_fewshot: examples shown in every prompt, taken from train and left out of it.
+        num_fewshot: examples shown in every prompt, taken from train and left out of it
+            (default: the task's own).
         max_new_tokens: most tokens a completion may have (default: the task's own).
 
     Attributes:
@@ -62,6 +63,7 @@ class Task:
     objective: str = "exact_match"
     stop: Sequence[str] = ("\n",)
     max_new_tokens: int = 16
+    num_fewshot: int = 0
     length_normalized: bool = False
     dataset_path: str | None = None
     dataset_name: str | None = None
@@ -73,12 +75,13 @@ class Task:
         train_file: str | Path | Rows | None = None,
         validation_file: str | Path | Rows | None = None,
         test_file: str | Path | Rows | None = None,
-        num_fewshot: int = 0,
+        num_fewshot: int | None = None,
         max_new_tokens: int | None = None,
     ):
         files = zip(SPLITS, (train_file, validation_file, test_file), strict=True)
         self.files = {split: file for split, file in files if file is not None}
-        self.num_fewshot = num_fewshot
+        if num_fewshot is not None:
+            self.num_fewshot = num_fewshot
         if max_new_tokens is not None:
             self.max_new_tokens = max_new_tokens
         self._loaded: dict[str, list[Row]] = {}
@@ -252,14 +255,14 @@ def read_rows(path: Path) -> list[Row]:
 
     def read_table(path: Path, sep: str) -> list[Row]:
         # Empty cells and words such as "NA" stay text: in language data they are words.
-        return pd.read_csv(path, sep=sep, keep_default_na=False).to_dict("records")
+        return _records(pd.read_csv(path, sep=sep, keep_default_na=False))
 
     readers: dict[str, Callable[[Path], list[Row]]] = {
         ".json": read_json,
         ".jsonl": read_jsonl,
         ".csv": lambda path: read_table(path, ","),
         ".tsv": lambda path: read_table(path, "\t"),
-        ".parquet": lambda path: pd.read_parquet(path).to_dict("records"),
+        ".parquet": lambda path: _records(pd.read_parquet(path)),
     }
     if path.suffix not in readers:
         raise UserError(f"{path}: unknown ending {path.suffix!r}; use {', '.join(readers)}")
@@ -270,6 +273,11 @@ def read_rows(path: Path) -> list[Row]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: a list of objects, one a row, is needed")
     return rows
+
+
+def _records(table: Any) -> list[Row]:
+    """The rows of a pandas table."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _from_hub(path: str | None, name: str | None, split: str) -> list[Row]:

@@ -18,7 +18,17 @@ from zoobj.interrupts import Interrupted, Interrupts
 from zoobj.objective import as_objective
 from zoobj.report import write_report
 from zoobj.run import REPORT, Result, RunFolder, check_output_dir, checksum, jsonable, peak_memory
-from zoobj.signal import Outcome, Pair, compare, floor, judge, loss, paired_bootstrap, verdict
+from zoobj.signal import (
+    OnError,
+    Outcome,
+    Pair,
+    compare,
+    floor,
+    judge,
+    loss,
+    paired_bootstrap,
+    verdict,
+)
 from zoobj.task import SPLITS, Example, Task
 from zoobj.walk import Walk
 
@@ -363,7 +373,7 @@ class ZOTrainer:
     def _preflight(self) -> None:
         """A few examples through the whole chain: a broken reward shows before any training."""
         batch = self.scorer(self.data["train"][:_PREFLIGHT], self.objective.needs)
-        policy = "raise" if self.args.on_error == "raise" else "drop"
+        policy: OnError = "raise" if self.args.on_error == "raise" else "drop"
         outcome = judge(self.objective, batch, policy)
         if outcome.error is not None:
             raise UserError(outcome.error)

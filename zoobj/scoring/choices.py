@@ -41,9 +41,9 @@ def loglikelihood(
         logprobs = _last_logprobs(model, [rows[i] for i in bucket], pad, keep)
         for line, i in enumerate(bucket):
             for number in sequences[rows[i]]:
-                answer = torch.tensor(answers[number], device=logprobs.device)
-                window = logprobs[line, -len(answer) :]
-                result[number] = float(window.gather(1, answer.unsqueeze(1)).double().sum())
+                tokens = torch.tensor(answers[number], device=logprobs.device)
+                window = logprobs[line, -len(tokens) :]
+                result[number] = float(window.gather(1, tokens.unsqueeze(1)).double().sum())
         between(len(bucket))
     return result
 
