@@ -71,15 +71,17 @@ def find(kind: str, spec: str) -> Found:
     name, _, rest = spec.partition(":")
     if name in names:
         where, _, attr = names[name].partition(":")
-        return Found(getattr(importlib.import_module(where), attr), names[name], *_arguments(rest))
+        thing = _attribute(_import_module(where, f"{kind} {name!r}"), where, attr)
+        return Found(thing, names[name], *_arguments(rest, spec))
     if match := _FILE.match(spec):
         module = import_file(match["where"])
     elif match := _MODULE.match(spec):
-        module = _import_module(match["where"], kind, spec, names)
+        unknown = f"unknown {kind} {spec!r}{did_you_mean(name, names)}"
+        module = _import_module(match["where"], f"{kind} {spec!r}", unknown)
     else:
-        raise UserError(f"unknown {kind} {spec!r}{did_you_mean(spec, names)}")
+        raise UserError(f"unknown {kind} {spec!r}{did_you_mean(name, names)}")
     thing = _attribute(module, match["where"], match["attr"])
-    return Found(thing, f"{match['where']}:{match['attr']}", *_arguments(match["rest"] or ""))
+    return Found(thing, f"{match['where']}:{match['attr']}", *_arguments(match["rest"] or "", spec))
 
 
 def build(kind: str, spec: str, **more: Any) -> Any:
@@ -124,7 +126,8 @@ def import_file(path: str | Path) -> ModuleType:
         module_spec.loader.exec_module(module)
     except SyntaxError as error:
         del sys.modules[name]
-        raise UserError(f"{path}:{error.lineno}: syntax error: {error.msg}; mend it") from None
+        where = path if error.filename == str(file) else error.filename
+        raise UserError(f"{where}:{error.lineno}: syntax error: {error.msg}; mend it") from None
     except Exception as error:
         del sys.modules[name]
         raise UserError(
@@ -134,17 +137,18 @@ def import_file(path: str | Path) -> ModuleType:
     return module
 
 
-def _import_module(where: str, kind: str, spec: str, names: dict[str, str]) -> ModuleType:
+def _import_module(where: str, what: str, unknown: str | None = None) -> ModuleType:
+    """Import a module by name; ``unknown`` is the message where there is none."""
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name and not f"{where}.".startswith(f"{error.name}."):
-            raise UserError(f"{kind} {spec!r}: {where} needs {error.name!r}: install it") from None
-        head = spec.partition(":")[0]
-        raise UserError(f"unknown {kind} {spec!r}{did_you_mean(head, names)}") from None
+            raise UserError(f"{what}: {where} needs {error.name!r}: install it") from None
+        missing = f"{what} is registered as {where}, and there is no such module: reinstall it"
+        raise UserError(unknown or missing) from None
     except Exception as error:
         raise UserError(
-            f"{kind} {spec!r}: {where} can't be imported: {type(error).__name__}: {error}; mend it"
+            f"{what}: {where} can't be imported: {type(error).__name__}: {error}; mend it"
         ) from error
 
 
@@ -160,7 +164,7 @@ def _attribute(module: ModuleType, where: str, attr: str) -> Any:
     raise UserError(f"{where} has no function or class {attr!r}{did_you_mean(attr, own)}")
 
 
-def _arguments(rest: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _arguments(rest: str, spec: str) -> tuple[tuple[str, ...], dict[str, Any]]:
     """``"k=1,name=x"`` -> ``((), {"k": 1, "name": "x"})``; text without ``=`` is positional."""
     import yaml
 
@@ -168,5 +172,13 @@ def _arguments(rest: str) -> tuple[tuple[str, ...], dict[str, Any]]:
         return (), {}
     if "=" not in rest:
         return (rest,), {}
-    pairs = (part.partition("=") for part in rest.split(","))
-    return (), {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+    kwargs = {}
+    for part in rest.split(","):
+        key, equals, value = part.partition("=")
+        try:
+            kwargs[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not (equals and key.strip().isidentifier()):
+            raise UserError(f"{spec!r}: {part!r} is no key=value; separate several by commas")
+    return (), kwargs

@@ -6,12 +6,14 @@ sentence), so that the same rows are held out in every run and in ``zoobj eval``
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from zoobj.errors import UserError, did_you_mean
+from zoobj.rows import read_hub
+from zoobj.rows import read_rows as read_rows
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.1  # share of train that stands in for a split the source lacks
@@ -159,7 +161,7 @@ class Task:
             elif source is not None:
                 rows = [dict(row) for row in source]
             else:
-                rows = _from_hub(self.dataset_path, self.dataset_name, self.hub_splits[split])
+                rows = read_hub(self.dataset_path, self.dataset_name, self.hub_splits[split])
             self._check_columns(rows, split)
             self._loaded[split] = rows
         return self._loaded[split]
@@ -183,15 +185,19 @@ class Task:
             choices = list(self.choices(row)) if self.output == "choices" else None
         except Exception as error:  # whatever a task, or a template in one, raises
             raise UserError(
-                f"task {self.name}, {self.where(split)}: row {index + 1} doesn't fit: "
-                f"{type(error).__name__}: {error}; it has {', '.join(map(str, row))}"
+                f"{self._place(row, split)} doesn't fit: {type(error).__name__}: {error}; it has "
+                f"{', '.join(map(str, row))}"
             ) from error
         if problem := _problem(prompt, reference, choices):
-            raise UserError(
-                f"task {self.name}, {self.where(split)}: row {index + 1} {problem}: "
-                "mend or drop the row"
-            )
+            raise UserError(f"{self._place(row, split)} {problem}: mend or drop the row")
         return Example(index, prompt, reference, row, choices)
+
+    def _place(self, row: Row, split: str) -> str:
+        """Where a row stands in its source, for messages."""
+        source = "train" if self.held_out(split) else split
+        rows = enumerate(self._source(source), 1)
+        number = next(number for number, other in rows if other is row)
+        return f"task {self.name}, {self.where(source)}: row {number}"
 
     def _shots(self) -> str:
         if not self.num_fewshot:
@@ -199,7 +205,8 @@ class Task:
         rows = self.rows("train")[: self.num_fewshot]
         if len(rows) < self.num_fewshot:
             raise UserError(f"num_fewshot {self.num_fewshot}: train has only {len(rows)} rows")
-        return "".join(f"{self.prompt(row)} {self.gold(row)}\n\n" for row in rows)
+        shots = [self._example(i, row, "train", shots="") for i, row in enumerate(rows)]
+        return "".join(f"{shot.prompt} {self.gold(shot.row)}\n\n" for shot in shots)
 
     def gold(self, row: Row) -> str:
         """The text of the gold answer."""
@@ -219,9 +226,9 @@ def _problem(prompt: str, reference: Any, choices: list[str] | None) -> str | No
     if not prompt.strip():
         return "has an empty prompt"
     if choices is None:
-        if isinstance(reference, str) or not isinstance(reference, Sequence):
+        if not isinstance(reference, list) or not all(isinstance(t, str) for t in reference):
             return f"has reference {reference!r}, which is not a list of accepted texts"
-        if not [text for text in reference if str(text).strip()]:
+        if not any(text.strip() for text in reference):
             return "has no reference answer"
         return None
     if len(choices) < 2 or len(set(choices)) < len(choices) or not all(choices):
@@ -235,60 +242,3 @@ def _existing(path: Path, split: str) -> Path:
     if not path.expanduser().is_file():
         raise UserError(f"--{split}_file {path}: no such file")
     return path.expanduser()
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a .json (list, or object with "data"), .jsonl, .csv, .tsv or .parquet file.
-
-    Raises:
-        UserError: another ending, or content that can't be read.
-    """
-    import pandas as pd
-
-    def read_json(path: Path) -> list[Row]:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content["data"] if isinstance(content, dict) else content
-
-    def read_jsonl(path: Path) -> list[Row]:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
-
-    def read_table(path: Path, sep: str) -> list[Row]:
-        # Empty cells and words such as "NA" stay text: in language data they are words.
-        return _records(pd.read_csv(path, sep=sep, keep_default_na=False))
-
-    readers: dict[str, Callable[[Path], list[Row]]] = {
-        ".json": read_json,
-        ".jsonl": read_jsonl,
-        ".csv": lambda path: read_table(path, ","),
-        ".tsv": lambda path: read_table(path, "\t"),
-        ".parquet": lambda path: _records(pd.read_parquet(path)),
-    }
-    if path.suffix not in readers:
-        raise UserError(f"{path}: unknown ending {path.suffix!r}; use {', '.join(readers)}")
-    try:
-        rows = readers[path.suffix](path)
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} can't be read as {path.suffix}: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path}: a list of objects, one a row, is needed")
-    return rows
-
-
-def _records(table: Any) -> list[Row]:
-    """The rows of a pandas table."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def _from_hub(path: str | None, name: str | None, split: str) -> list[Row]:
-    import datasets
-
-    if path is None:
-        raise UserError("this task has no data set of its own: give --train_file and --test_file")
-    try:
-        return datasets.load_dataset(path, name, split=split).to_list()
-    except Exception as error:  # whatever data set scripts, builders and HTTP clients raise
-        raise UserError(
-            f"data set {path!r} can't be loaded from the hub: {error}; without a network give "
-            "--train_file and --test_file"
-        ) from error

@@ -5,11 +5,12 @@ difference; ``commit`` is folded into the next ``goto``. So a two-point step cos
 +eps, and to -eps; the restore, the update and the next +eps are one.
 
 **Exact.** Every tensor gets a power-of-two quantum q with 4 max|w| <= 2^24 q, is snapped once to
-multiples of q (an error of at most 2^-23 of its largest weight), and from then on moves by
-multiples of q only. All these numbers are float32 integers times q, so every addition is exact:
-any number of moves can be taken back, in any order, to the same bits. A scale of ``goto`` is
-rounded to the nearest multiple of q; a coefficient of ``commit`` up or down at random, with the
-expected value unchanged (seeded, so that replays agree and small steps don't vanish).
+multiples of q (an error of at most 2^-22 of its largest weight, or of 0.25 where that is larger),
+and from then on moves by multiples of q only. All these numbers are float32 integers times q, so
+every addition is exact: any number of moves can be taken back, in any order, to the same bits. A
+scale of ``goto`` is rounded to the nearest multiple of q; a coefficient of ``commit`` up or down at
+random, with the expected value unchanged (seeded, so that replays agree and small steps don't
+vanish).
 
 Weights in bfloat16 or float16 have too few bits for this. Their float32 truth is kept beside them
 (4 more bytes a weight) and rounded into them after each move.
@@ -35,7 +36,7 @@ Offset = Mapping[int, float]
 CHUNK = 1 << 20  # weights per piece of noise: bounds the memory of a pass
 _PRECISION = 24  # significant bits of float32
 _HEADROOM = 4.0  # weights may grow this much before additions stop being exact
-_SMALLEST_RANGE = 0.25  # for tensors of zeros, which would have no range of their own
+_SMALLEST_RANGE = 0.25  # for tensors of tiny weights, so that an eps fits their range too
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Walk:
         """Take the weights to theta + offset, commits included; ``goto({})`` is theta."""
         start = time.perf_counter()
         target = {seed: self._nearest(scale) for seed, scale in offset.items()}
+        self._check_range(target, offset)
         deltas: dict[int, list[int]] = {}
         for seed in {**self._at, **target, **self._due}:
             parts = (quanta.get(seed, self._zeros) for quanta in (target, self._at, self._due))
@@ -105,8 +107,7 @@ class Walk:
 
         ``commit(-move)`` takes ``commit(move)`` back exactly.
         """
-        for seed, coefficient in move:
-            quanta = self._stochastic(seed, coefficient)
+        for seed, quanta in [(seed, self._stochastic(seed, c)) for seed, c in move]:
             due = self._due.get(seed, self._zeros)
             self._due[seed] = [a + b for a, b in zip(due, quanta, strict=True)]
 
@@ -114,11 +115,24 @@ class Walk:
         """Whether all weights are still within the range where additions are exact."""
         return all(_largest(t.truth) < 2**_PRECISION * t.quantum for t in self._tensors)
 
+    def _check_range(self, target: Mapping[int, list[int]], offset: Offset) -> None:
+        """Refuse an offset so large that taking it back would not be exact."""
+        for tensor, quanta in zip(self._tensors, zip(*target.values(), strict=True), strict=False):
+            if sum(map(abs, quanta)) > 2 ** (_PRECISION - 1):
+                raise UserError(
+                    f"an offset of {sum(map(abs, offset.values())):g} is too far for parameter "
+                    f"{tensor.name}, whose weights are much smaller: lower eps"
+                )
+
     def _nearest(self, scale: float) -> list[int]:
+        if not math.isfinite(scale):
+            raise ValueError(f"an offset of {scale} is not finite")
         return [round(scale / t.quantum) for t in self._tensors]
 
     def _stochastic(self, seed: int, coefficient: float) -> list[int]:
         """Multiples of each quantum whose expected value is the coefficient, odd in its sign."""
+        if not math.isfinite(coefficient):
+            raise ValueError(f"a move of {coefficient} along seed {seed} is not finite")
         streams = torch.tensor([t.stream for t in self._tensors])
         draws = noise.uniform(seed, noise.ROUNDING, torch.zeros_like(streams), streams).tolist()
         sign = -1 if coefficient < 0 else 1
@@ -209,7 +223,7 @@ def _distinct(params: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tenso
 @torch.no_grad()
 def _prepare(name: str, param: Tensor) -> _Tensor:
     """Check one tensor, and snap it to its grid."""
-    if not param.is_floating_point() or param.dtype is torch.float64:
+    if param.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UserError(
             f"parameter {name} has dtype {param.dtype}: load the model in float32, bfloat16 or "
             "float16 (a quantised one dequantised), or freeze it with requires_grad_(False)"
