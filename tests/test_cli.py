@@ -102,7 +102,7 @@ def test_a_reward_file(tmp_path: Path) -> None:
         ("def f(completions, **k):\n    return 1 / 0\n", "f", "raised ZeroDivisionError"),
         ("def f(completions, price):\n    return []\n", "f", "takes 'price', which is not there"),
         ("import nothing_of_this_name\n", "f", "can't be imported: ModuleNotFoundError"),
-        ("f = 3\n", "f", "is not a function"),
+        ("f = 3\n", "f", "'rewards.py:f' is no objective"),
     ],
 )
 def test_a_broken_reward_file(tmp_path: Path, source: str, name: str, message: str) -> None:
@@ -170,7 +170,9 @@ def test_validate_checks_the_gold_answers(tmp_path: Path) -> None:
         "    def score(self, batch):\n"
         "        return [float(c == 'nothing') for c in batch.completions]\n"
     )
-    refused("the gold answers score 0.0", "validate", "--objective", f"{tmp_path}/strict.py:Strict")
+    run = zoobj("validate", "--objective", f"{tmp_path}/strict.py:Strict")
+    assert run.returncode == 2
+    assert "the gold answers score 0.0" in run.stderr
 
 
 def test_help_and_env_are_quick() -> None:

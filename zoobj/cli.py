@@ -127,6 +127,7 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     settings = _settings(args)
+    _check_names(settings)
     _quiet()
     from zoobj.progress import ProgressBar
     from zoobj.trainer import ZOTrainer
@@ -170,6 +171,7 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
 
 def _eval(args: argparse.Namespace) -> int:
     settings, limit = _settings(args), _count("--limit", args.limit)
+    _check_names(settings)
     _quiet()
     from zoobj.evaluation import evaluate
 
@@ -223,6 +225,16 @@ def _env(args: argparse.Namespace) -> int:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"{'gpu':<14} {', '.join(gpus) or 'none'}")
     return 0
+
+
+def _check_names(settings: Any) -> None:
+    """A misspelt name is told at once, before the seconds it takes to import transformers."""
+    from zoobj.registry import find
+
+    find("task", settings.task)
+    if settings.objective is not None:
+        find("objective", settings.objective)
+    find("method", settings.method)
 
 
 def _count(flag: str, text: str | None) -> int | None:

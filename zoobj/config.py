@@ -103,6 +103,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise UserError(f"--config {path}: a mapping of settings is needed, as in 'eps: 0.001'")
+    settings.pop("environment", None)  # what a run folder's own config.yaml adds, for the record
     for key in settings:
         if key not in ZOConfig.model_fields:
             raise UserError(f"--config {path}: unknown key {key!r}{_key_hint(str(key))}")

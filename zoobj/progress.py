@@ -1,16 +1,15 @@
-"""The progress bar: a callback like any other."""
+"""The progress bar: a callback like any other (transformers' TrainerCallback protocol)."""
 
 import sys
 import time
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback
 
 _SMOOTHING = 0.9
 
 
-class ProgressBar(TrainerCallback):
+class ProgressBar:
     """Value (smoothed), tie rate, examples a second and the time left, on stderr.
 
     Quiet where stderr is no terminal: then a line is written at each validation.
