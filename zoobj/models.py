@@ -41,18 +41,30 @@ def load_model(
     source = _locate(model_name_or_path, gguf_file)
     if gguf_file is not None and find_spec("gguf") is None:
         raise UserError("--gguf_file needs the package gguf: pip install 'zoobj[gguf]'")
+    torch_dtype = _dtype(dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=_dtype(dtype), device_map=device_map, **options, **_dequantised(gguf_file)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch_dtype,
+            device_map=device_map,
+            output_loading_info=True,
+            **options,
+            **_dequantised(gguf_file),
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # transformers, safetensors and gguf each have their own kinds
         raise UserError(
-            f"model {model_name_or_path!r} can't be loaded: {_first_line(error)}"
+            f"model {model_name_or_path!r} can't be loaded: "
+            f"{type(error).__name__}: {_first_line(error)}"
         ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"model {model_name_or_path!r} lacks weights of a causal language model, such as "
+            f"{missing[0]} (of {len(missing)}): they would be random"
+        )
     if device_map is None:
         model = model.to(_default_device())
     return model, tokenizer
