@@ -13,7 +13,7 @@ tags: [zoobj, zeroth-order]
 
 # {base} tuned on {objective}
 
-Tuned by [zoobj](https://pypi.org/project/zoobj/) with `{method}` directly on the {objective} of
+Tuned by zoobj with `{method}` directly on the {objective} of
 task `{task}`: no gradients, {evals} scored training examples in {steps} steps.
 
 | {objective} on {n} {split} examples | |

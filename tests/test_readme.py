@@ -1,0 +1,50 @@
+"""What the README shows, works."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from zoobj import as_objective
+from zoobj.config import ZOConfig
+from zoobj.objective import Batch
+from zoobj.registry import catalogue
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+def test_the_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = next(block for block in BLOCKS if "ZOTrainer" in block)
+    exec(shown.replace("max_evals=4000", "max_evals=128, max_test_samples=8"), {})
+    assert "token_f1 on 8 test examples" in capsys.readouterr().out
+    assert (tmp_path / "out" / "result.json").is_file()
+
+
+def test_the_reward_example_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rewards.py").write_text(next(block for block in BLOCKS if "def brief" in block))
+    objective = as_objective("rewards.py:brief")
+    batch = Batch(
+        prompts=["?", "?"],
+        references=[["mill"], ["mill"]],
+        rows={"answers": [{"text": ["mill"]}, {"text": ["mill"]}]},
+        completions=["mill", "no"],
+    )
+    assert objective.score(batch) == [pytest.approx(0.95), 0.0]
+
+
+def test_every_flag_is_a_setting() -> None:
+    flags = set(re.findall(r"--([a-z][a-z_]+)", README)) - {"index-url", "index"}
+    assert flags
+    assert flags <= {*ZOConfig.model_fields, "config", "help"}
+
+
+@pytest.mark.parametrize("kind", ["objective", "task", "method"])
+def test_the_tables_name_all_there_is(kind: str) -> None:
+    by_other_means = {"reward", "yaml"}  # a function's path, a file's name
+    for name in set(catalogue(kind)) - by_other_means:
+        assert f"`{name}`" in README, name
