@@ -10,7 +10,19 @@ the model is SmolLM2-135M-Instruct from the hub; a GGUF file does as well:
         --gguf_file SmolLM2-135M-Instruct.Q4_1.gguf --task squad --objective token_f1 \
         --train_file train.json --test_file test.json --output_dir out --max_evals 10000
 
-EXPECTED
+Expected: little, in an hour. SmolLM2-135M-Instruct from that GGUF file on the English XQuAD (36
+articles to train on, 54 questions of them cut for validation, 265 questions of the other 12 to test
+on), bfloat16, two cores of an AMD EPYC shared with other work, one seed (1), eps 2e-3, learning rate
+3e-4, a budget of 8,960 stopped at 5,376 scored examples (84 steps of 2 x 32), 63 minutes of steps:
+
+    step                      0      28     56     84
+    validation F1 (n=54)   0.172  0.144  0.152  0.150
+    training minibatches   0.148 (steps 0-14) ... 0.172 (45-59), 0.171 (60-74)
+
+Validation preferred the untuned weights, so before and after are both 0.119 and the verdict is "not
+shown". The weights of the last step, which no rule had chosen, score 0.139 on the test questions:
++0.020 [+0.005, +0.037]. All pairs differed (no ties), 2 % of the time went into the walk. Give it a
+larger validation file and a day, or a GPU.
 """
 
 import argparse
