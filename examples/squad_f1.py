@@ -12,8 +12,9 @@ the model is SmolLM2-135M-Instruct from the hub; a GGUF file does as well:
 
 Expected: little, in an hour. SmolLM2-135M-Instruct from that GGUF file on the English XQuAD (36
 articles to train on, 54 of their questions cut for validation, 265 questions of the other 12 for
-the test), bfloat16, two cores of an AMD EPYC shared with other work, one seed (1), eps 2e-3, learning rate
-3e-4, a budget of 8,960 stopped at 5,376 scored examples (84 steps of 2 x 32), 63 minutes of steps:
+the test), bfloat16, two cores of an AMD EPYC shared with other work, one seed (1), eps 2e-3,
+learning rate 3e-4, a budget of 8,960 stopped at 5,376 scored examples (84 steps of 2 x 32), 63
+minutes of steps:
 
     step                      0      28     56     84
     validation F1 (n=54)   0.172  0.144  0.152  0.150
