@@ -13,7 +13,7 @@ from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, as_objective, is_score
 from zoobj.registry import find
 from zoobj.run import write_json
-from zoobj.scoring import check_needs
+from zoobj.scoring import as_batch, check_needs
 from zoobj.signal import Outcome, judge
 from zoobj.task import SPLITS, Example, Task
 
@@ -112,11 +112,8 @@ def _check_gold(task: Task, objective: Objective, examples: list[Example]) -> st
 def gold_batch(task: Task, examples: list[Example]) -> Batch:
     """The batch of a model that always gives the gold answer."""
     choices = task.output == "choices"
-    columns = examples[0].row
-    return Batch(
-        prompts=[e.prompt for e in examples],
-        references=[e.reference for e in examples],
-        rows={name: [e.row.get(name) for e in examples] for name in columns},
+    return as_batch(
+        examples,
         completions=[task.gold(e.row) for e in examples],
         predictions=[e.reference for e in examples] if choices else None,
     )

@@ -56,7 +56,7 @@ def write_report(
     import jinja2
 
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    facts = [(key, value) for key, value in {**vars(result), **args.model_dump()}.items()]
+    facts = {**vars(result), **args.model_dump()}.items()
     path.write_text(
         page.render(
             args=args, result=result, plot=plot, facts=facts, examples=_examples(before, after)
@@ -86,7 +86,7 @@ def _plot(
     curve = [
         (evals[line["step"]], line["value"])
         for line in evaluations
-        if line["split"] == "validation" and line["value"] is not None
+        if line["split"] == "validation" and line["value"] is not None and line["step"] < len(evals)
     ]
     axes.plot(*zip(*curve, strict=True), "o-", color="#1f5fa8", label="validation")
     for value, text in ((result.before, "before"), (result.after, "after")):
@@ -96,7 +96,7 @@ def _plot(
     axes.legend(loc="lower right", frameon=False)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+    return "".join(buffer.getvalue().partition("<svg")[1:])  # without the XML header
 
 
 def _examples(before: Outcome, after: Outcome) -> list[tuple[str, str, str, str]]:

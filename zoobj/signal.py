@@ -79,10 +79,9 @@ def _checked(objective: Objective, batch: Batch) -> list[Score]:
 
 
 def _settled(objective: Objective, outcome: Outcome, on_error: OnError) -> Outcome:
-    batch, scores, error = outcome.batch, outcome.scores, outcome.error
-    if outcome.scores is None and is_score(outcome.value):
+    batch, scores, error, failed = outcome.batch, outcome.scores, outcome.error, outcome.failed
+    if scores is None and not failed:
         return outcome
-    failed = sum(score is None for score in scores) if scores is not None else len(batch)
     if failed and on_error == "raise":
         raise UserError(
             f"objective {objective.name!r} could not score {failed} of {len(batch)} examples: "

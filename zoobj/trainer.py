@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -91,7 +92,6 @@ class ZOTrainer:
         self.interrupts = Interrupts()
         self._phase = ""  # what is being scored, for the callbacks
         self._walked = 0  # logged moves that the weights have made
-        self._checksum: str | None = None  # of the weights the next step starts from, if taken
 
     def _name_objects(self, task: Any, objective: Any) -> None:
         """What came as an object has its name in the settings, not another thing's."""
@@ -137,9 +137,11 @@ class ZOTrainer:
         inference_memory = peak_memory(self.model.device)
         self._resume()
         for step in range(len(self.run.steps), self.max_steps):
+            digest = None
             if step % self.args.eval_steps == 0:
                 self._validate(step)
-            self._step(step)
+                digest = checksum(self.model.named_parameters())
+            self._step(step, digest)
             if self.control.should_training_stop:
                 break
         self._validate(len(self.run.steps))
@@ -160,8 +162,11 @@ class ZOTrainer:
         self._notify("on_train_end")
         return result
 
-    def _step(self, step: int) -> None:
-        """Score one minibatch at every offset, move, and write the step down."""
+    def _step(self, step: int, digest: str | None) -> None:
+        """Score one minibatch at every offset, move, and write the step down.
+
+        ``digest`` is the checksum of the weights it starts from, where one was taken.
+        """
         start, walked = time.perf_counter(), self.walk.seconds
         self.method.learning_rate = self._learning_rate(step)
         examples = self._minibatch(step)
@@ -188,10 +193,9 @@ class ZOTrainer:
             "evals": self._evals() + len(outcomes) * len(examples),
             "seconds": round(time.perf_counter() - start, 4),
             "seconds_in_walk": round(self.walk.seconds - walked, 4),
-            "checksum": self._checksum,
+            "checksum": digest,
             "state": self.method.state_dict(),
         }
-        self._checksum = None
         with self.interrupts.held():
             self.walk.commit(move)
             self._walked += 1
@@ -266,7 +270,6 @@ class ZOTrainer:
             self._evaluate("validation", step)
         with self.interrupts.held():
             self.walk.goto({})
-        self._checksum = checksum(self.model.named_parameters())
 
     # Choosing and saving ----------------------------------------------------------------------
 
@@ -388,13 +391,9 @@ class ZOTrainer:
         examples, size = self.data["train"], self.args.per_device_train_batch_size
         n, first = len(examples), step * size
         epochs = range(first // n, (first + size - 1) // n + 1)
-        stream = torch.cat([self._order(epoch) for epoch in epochs]).tolist()
+        stream = [i for epoch in epochs for i in _order(self.args.seed, epoch, n)]
         start = first - epochs[0] * n
         return [examples[i] for i in stream[start : start + size]]
-
-    def _order(self, epoch: int) -> torch.Tensor:
-        index = torch.arange(len(self.data["train"]))
-        return noise.uniform(noise.derive(self.args.seed, epoch), noise.ORDER, index).argsort()
 
     def _learning_rate(self, step: int) -> float:
         """The course of the learning rate: at step 0 its full value."""
@@ -416,9 +415,18 @@ class ZOTrainer:
         self._notify("on_prediction_step", examples=examples, phase=self._phase)
 
     def _notify(self, event: str, **more: Any) -> None:
+        if not self.callbacks:
+            return  # on every forward pass there is nobody to tell
         steps = len(self.run.steps) if hasattr(self, "run") else 0
         state = TrainerState(global_step=steps, max_steps=getattr(self, "max_steps", 0))
         for callback in self.callbacks:
             handler = getattr(callback, event, None)
             if handler is not None:
                 handler(self.args, state, self.control, model=self.model, **more)
+
+
+@lru_cache(maxsize=2)  # a minibatch may span two epochs; steps of the same one share its order
+def _order(seed: int, epoch: int, n: int) -> list[int]:
+    """The n examples of an epoch, shuffled."""
+    draws = noise.uniform(noise.derive(seed, epoch), noise.ORDER, torch.arange(n))
+    return draws.argsort().tolist()

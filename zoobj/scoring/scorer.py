@@ -77,13 +77,7 @@ class Scorer:
             filled["completions"] = self._completions(examples, seed)
         if "reference_logprob" in needs:
             filled["reference_logprob"] = self._reference_logprob(examples, filled)
-        columns = examples[0].row if examples else {}
-        return Batch(
-            prompts=[e.prompt for e in examples],
-            references=[e.reference for e in examples],
-            rows={name: [e.row.get(name) for e in examples] for name in columns},
-            **filled,
-        )
+        return as_batch(examples, **filled)
 
     def truncated(self, examples: Sequence[Example]) -> int:
         """How many prompts are longer than the limit; only their last tokens are read."""
@@ -173,6 +167,17 @@ class Scorer:
             batch_size=self.batch_size,
             between=self.between,
         )
+
+
+def as_batch(examples: Sequence[Example], **filled: Any) -> Batch:
+    """The examples as columns, beside those that scoring filled."""
+    columns = examples[0].row if examples else {}
+    return Batch(
+        prompts=[e.prompt for e in examples],
+        references=[e.reference for e in examples],
+        rows={name: [e.row.get(name) for e in examples] for name in columns},
+        **filled,
+    )
 
 
 def check_needs(task: Task, needs: Collection[str]) -> None:
