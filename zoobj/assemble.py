@@ -7,9 +7,11 @@ from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
 from zoobj.models import load_model, prepare
+from zoobj.noise import derive
 from zoobj.registry import build, find
 from zoobj.scoring import Sampling, Scorer
 from zoobj.task import SPLITS, Task
+from zoobj.walk import Walk
 
 
 def make_task(
@@ -58,6 +60,17 @@ def make_model(args: ZOConfig, model: Any = None, tokenizer: Any = None) -> tupl
         raise UserError("a model given as an object needs its tokenizer: processing_class=...")
     prepare(model, tokenizer)
     return model, tokenizer
+
+
+def make_walk(args: ZOConfig, model: Any) -> Walk:
+    """The walk over the weights that the settings tune; puts them on their grids."""
+    return Walk(
+        model.named_parameters(),
+        noise=args.noise,
+        tune=[] if args.tune is None else args.tune.split(","),
+        density=args.density,
+        mask_seed=derive(args.seed),
+    )
 
 
 def method_class(name: str) -> type[Estimator]:

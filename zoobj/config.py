@@ -52,6 +52,13 @@ class ZOConfig(BaseModel):
         "linear", description="course of the learning rate, to 0 at the end of the budget"
     )
     eps: float = Field(5e-3, gt=0, description="perturbation of each weight")
+    noise: Literal["rademacher", "gaussian", "sphere"] = Field(
+        "rademacher", description="directions; rademacher: +/-1, the fastest"
+    )
+    tune: str | None = Field(
+        None, description="patterns of the parameters to tune, as in '*.mlp.*,*norm*'; default all"
+    )
+    density: float = Field(1.0, gt=0, le=1, description="share of the weights that move at all")
     normalize: bool = Field(True, description="divide differences by their running size")
     per_device_train_batch_size: int = Field(64, ge=1, description="examples scored at each offset")
     per_device_eval_batch_size: int = Field(

@@ -56,3 +56,24 @@ class Interrupts:
             self._pending = True
         else:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Put off SIGINT and SIGTERM, where Python code handles them, until the end of the block.
+
+    What is under way is then whole or not at all, whoever handles the signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread only
+        return
+    caught: list[int] = []
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))]
+    handlers = {n: signal.signal(n, lambda number, frame: caught.append(number)) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for missed in caught:
+            signal.raise_signal(missed)

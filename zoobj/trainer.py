@@ -11,7 +11,7 @@ import torch
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from zoobj import noise
-from zoobj.assemble import make_method, make_model, make_scorer, make_task, method_class
+from zoobj.assemble import make_method, make_model, make_scorer, make_task, make_walk, method_class
 from zoobj.card import model_card
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
@@ -31,7 +31,6 @@ from zoobj.signal import (
     verdict,
 )
 from zoobj.task import SPLITS, Example, Task
-from zoobj.walk import Walk
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ class ZOTrainer:
         self._preflight()
         self.method = make_method(self.args)
         fingerprints = {split: self.task.fingerprint(self.data[split]) for split in SPLITS}
-        self.walk = Walk(self.model.named_parameters())
+        self.walk = make_walk(self.args, self.model)
         self.run = RunFolder(self.args, fingerprints)
         with self.interrupts:
             try:
@@ -173,8 +172,7 @@ class ZOTrainer:
         outcomes = []
         self._phase = "train"
         for offset in self.method.offsets(step):
-            with self.interrupts.held():
-                self.walk.goto(offset)
+            self.walk.goto(offset)
             outcomes.append(self._score(examples, seed=noise.derive(self.args.seed, step)))
         sides = zip(outcomes[::2], outcomes[1::2], strict=True)
         pairs = [compare(self.objective, plus, minus) for plus, minus in sides]
@@ -230,8 +228,7 @@ class ZOTrainer:
         for line in self.run.steps[step : self._walked]:
             self.walk.commit([(seed, -coefficient) for seed, coefficient in line["move"]])
         self._walked = step
-        with self.interrupts.held():
-            self.walk.goto({})
+        self.walk.goto({})
 
     # Scoring ----------------------------------------------------------------------------------
 
@@ -246,8 +243,7 @@ class ZOTrainer:
     def _evaluate(self, split: str, step: int) -> Outcome:
         """Score a split at theta; written to the metrics."""
         start = time.perf_counter()
-        with self.interrupts.held():
-            self.walk.goto({})
+        self.walk.goto({})
         self._phase = split
         outcome = self._score(self.data[split])
         line = {
@@ -268,8 +264,7 @@ class ZOTrainer:
         """Score validation before this step; one that is in the metrics isn't paid for again."""
         if self.run.evaluation(step, "validation") is None:
             self._evaluate("validation", step)
-        with self.interrupts.held():
-            self.walk.goto({})
+        self.walk.goto({})
 
     # Choosing and saving ----------------------------------------------------------------------
 
@@ -286,11 +281,6 @@ class ZOTrainer:
 
     def _save_best(self) -> int:
         """Walk back to the best weights and save them. Exact, since a move can be taken back."""
-        if not self.walk.exact():
-            logger.warning(
-                "some weights have grown beyond the range of exact moves: earlier weights are "
-                "restored up to rounding; a smaller learning rate avoids this"
-            )
         best = self._best_step()
         self._walk_to(best)
         with self.interrupts.held():

@@ -4,58 +4,54 @@
 difference; ``commit`` is folded into the next ``goto``. So a two-point step costs two passes: to
 +eps, and to -eps; the restore, the update and the next +eps are one.
 
-**Exact.** Every tensor gets a power-of-two quantum q with 4 max|w| <= 2^24 q, is snapped once to
-multiples of q (an error of at most 2^-22 of its largest weight, or of 0.25 where that is larger),
-and from then on moves by multiples of q only. All these numbers are float32 integers times q, so
-every addition is exact: any number of moves can be taken back, in any order, to the same bits. A
-scale of ``goto`` is rounded to the nearest multiple of q; a coefficient of ``commit`` up or down at
-random, with the expected value unchanged (seeded, so that replays agree and small steps don't
-vanish).
-
-Weights in bfloat16 or float16 have too few bits for this. Their float32 truth is kept beside them
-(4 more bytes a weight) and rounded into them after each move.
+**Exact.** All weights are whole numbers of quanta (grid.py), and all passes are integer arithmetic
+(kernels.py): any number of moves can be taken back, in any order, to the same bits. The scale of
+``goto`` is rounded to the nearest quantum, a coefficient of ``commit`` up or down at random, with
+the expected value unchanged (seeded, so that replays agree and small steps don't vanish): one draw
+for each tensor with +/-1 noise, one for each weight with Gaussian noise.
 """
 
+import fnmatch
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from zoobj import noise
+from zoobj import kernels
 from zoobj.errors import UserError
+from zoobj.grid import Grid, grids, moor
+from zoobj.interrupts import deferred
+from zoobj.noise import LARGEST_NORMAL, ROUNDING
+from zoobj.noise import uniform as uniform_noise
+from zoobj.passes import Decay, Lane, Passes
 
 Move = list[tuple[int, float]]
 """A step of any method: theta <- theta + sum(coefficient * z(seed))."""
 Offset = Mapping[int, float]
 """Where to score: theta + sum(scale * z(seed)), as {seed: scale}."""
+Noise = Literal["rademacher", "gaussian", "sphere"]
 
-CHUNK = 1 << 20  # weights per piece of noise: bounds the memory of a pass
-_PRECISION = 24  # significant bits of float32
-_HEADROOM = 4.0  # weights may grow this much before additions stop being exact
-_SMALLEST_RANGE = 0.25  # for tensors of tiny weights, so that an eps fits their range too
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """One tuned tensor: the parameter, its float32 truth as a flat view, its quantum, its id."""
-
-    name: str
-    param: Tensor
-    truth: Tensor
-    quantum: float
-    stream: int
+_WORTH_COMPILING = 1 << 23  # weights; fewer are moved eagerly in a few hundredths of a second
 
 
 class Walk:
-    """Moves a set of named tensors along seeded +/-1 directions.
+    """Moves a set of named tensors along seeded directions.
 
     Args:
         params: (name, tensor) pairs, such as ``model.named_parameters()``. Tensors that don't
-            require gradients are left alone; one that appears twice (tied) is moved once.
+            require gradients are left alone; ones that share their memory (tied) move once.
+        noise: "rademacher" (+/-1), "gaussian", or "sphere": Gaussian directions scaled to the
+            length sqrt(number of weights), which costs one more pass over the noise a direction.
+        tune: patterns of names, as in ``*.mlp.*``; other tensors are left alone.
+        blocks: patterns of names; a direction moves only the tensors of one of them, the one with
+            number seed % len(blocks).
+        density: share of the weights that ever move, chosen once at random by ``mask_seed``.
+        anchor: weights that decay pulls towards, by name, instead of 0.
+        compile: with compiled kernels; True waits for them, None takes them when they are there
+            and asks for them if there are enough weights for it to pay.
 
     Attributes:
         seconds: wall-clock time spent in passes so far.
@@ -71,172 +67,171 @@ class Walk:
     True
     """
 
-    def __init__(self, params: Iterable[tuple[str, Tensor]]):
-        self._tensors = [_prepare(name, param) for name, param in _distinct(params)]
-        if not self._tensors:
-            raise UserError("nothing to tune: no parameter requires gradients")
-        self._chunks = list(_chunks(self._tensors))
-        self._zeros = [0] * len(self._tensors)
-        self._tables = {t.truth.device: noise.sign_table(t.truth.device) for t in self._tensors}
-        self._at: dict[int, list[int]] = {}  # seed -> quanta of each tensor, where we are
-        self._due: dict[int, list[int]] = {}  # the same for commits that no pass has made yet
+    def __init__(
+        self,
+        params: Iterable[tuple[str, Tensor]],
+        noise: Noise = "rademacher",
+        tune: Sequence[str] = (),
+        blocks: Sequence[str] = (),
+        density: float = 1.0,
+        mask_seed: int = 0,
+        anchor: Mapping[str, Tensor] | None = None,
+        compile: bool | None = None,
+    ):
+        if not 2**-32 <= density <= 1:
+            raise UserError(f"density {density}: a share of the weights, above 0 and up to 1")
+        if noise not in get_args(Noise):
+            raise UserError(f"noise {noise!r}: choose {', '.join(get_args(Noise))}")
+        self.noise = noise
+        self._grids = grids(params, tune)
+        self._members = _members(self._grids, blocks)
+        if anchor is not None:
+            moor(self._grids, anchor)
+        if compile is None:
+            compile, wait = self.numel >= _WORTH_COMPILING, False
+        else:
+            wait = compile
+        plain = noise == "rademacher"
+        self._passes = Passes(self._grids, not plain, density, mask_seed, compile, wait)
+        self._fine = 1.0 if plain else 2.0**kernels.FRACTION_BITS  # units in a quantum
+        self._farthest = 1.0 if plain else LARGEST_NORMAL / self._fine  # quanta that one goes
+        self._streams = torch.tensor([grid.stream for grid in self._grids])
+        self._radii: dict[int, float] = {}
+        self._at: dict[int, list[int]] = {}  # seed -> units of each tensor, where we are
+        self._due: list[tuple[int, list[int]]] = []  # the same for commits no pass has made yet
+        self._decay: Decay | None = None  # due as well, before those
         self.seconds = 0.0
 
     @property
     def numel(self) -> int:
         """How many weights are tuned."""
-        return sum(t.truth.numel() for t in self._tensors)
+        return sum(grid.flat.numel() for grid in self._grids)
 
     def goto(self, offset: Offset) -> None:
-        """Take the weights to theta + offset, commits included; ``goto({})`` is theta."""
+        """Take the weights to theta + offset, commits included; ``goto({})`` is theta.
+
+        Raises:
+            UserError: the offset is so far that taking it back would not be exact.
+        """
         start = time.perf_counter()
-        target = {seed: self._nearest(scale) for seed, scale in offset.items()}
-        self._check_range(target, offset)
-        deltas: dict[int, list[int]] = {}
-        for seed in {**self._at, **target, **self._due}:
-            parts = (quanta.get(seed, self._zeros) for quanta in (target, self._at, self._due))
-            delta = [there - here + due for there, here, due in zip(*parts, strict=True)]
-            if any(delta):
-                deltas[seed] = delta
-        self._add(deltas)
-        self._at, self._due = target, {}
+        target = {seed: self._units(seed, scale) for seed, scale in offset.items()}
+        if (grid := self._too_far(target.values())) is not None:
+            raise UserError(
+                f"an offset of {sum(map(abs, offset.values())):g} is too far for parameter "
+                f"{grid.name}, whose weights are much smaller: lower eps"
+            )
+        self._settle(target)
         self.seconds += time.perf_counter() - start
 
-    def commit(self, move: Iterable[tuple[int, float]]) -> None:
+    def commit(self, move: Iterable[tuple[int, float]], decay: Decay | None = None) -> None:
         """theta <- theta + sum(coefficient * z(seed)); the weights follow at the next ``goto``.
 
-        ``commit(-move)`` takes ``commit(move)`` back exactly.
+        Without decay, ``commit(-move)`` takes ``commit(move)`` back exactly.
+
+        Args:
+            move: the seeds and coefficients.
+            decay: shrinks theta first; this can't be taken back.
+
+        Raises:
+            UserError: weights would outgrow the range of exact sums; the move is not made.
         """
-        for seed, quanta in [(seed, self._stochastic(seed, c)) for seed, c in move]:
-            due = self._due.get(seed, self._zeros)
-            self._due[seed] = [a + b for a, b in zip(due, quanta, strict=True)]
+        due = [(seed, self._units(seed, c, self._draws(seed))) for seed, c in move]
+        if (grid := self._too_far([units for _, units in due])) is not None:
+            raise UserError(
+                f"weights of parameter {grid.name} have grown beyond the range of exact moves, "
+                "four times the largest at the start: lower the learning rate"
+            )
+        if decay is not None:
+            if self._due or self._decay:
+                self._settle(self._at)  # these come before
+            self._decay = decay
+        for grid, far in zip(self._grids, self._quanta([units for _, units in due]), strict=True):
+            grid.reach += far
+        self._due += due
 
-    def exact(self) -> bool:
-        """Whether all weights are still within the range where additions are exact."""
-        return all(_largest(t.truth) < 2**_PRECISION * t.quantum for t in self._tensors)
+    def _settle(self, target: dict[int, list[int]]) -> None:
+        """Make the pass to this offset, with all that is due."""
+        for grid in self._grids:
+            grid.check_place()
+        with deferred():  # a pass is whole or not at all
+            self._passes.travel(self._lanes(target), self._decay)
+            self._at, self._due, self._decay = target, [], None
+        self._radii = {seed: r for seed, r in self._radii.items() if seed in target}
 
-    def _check_range(self, target: Mapping[int, list[int]], offset: Offset) -> None:
-        """Refuse an offset so large that taking it back would not be exact."""
-        for tensor, quanta in zip(self._tensors, zip(*target.values(), strict=True), strict=False):
-            if sum(map(abs, quanta)) > 2 ** (_PRECISION - 1):
-                raise UserError(
-                    f"an offset of {sum(map(abs, offset.values())):g} is too far for parameter "
-                    f"{tensor.name}, whose weights are much smaller: lower eps"
-                )
+    def _lanes(self, target: dict[int, list[int]]) -> list[Lane]:
+        """The directions that the next pass adds, with what is due along each."""
+        none = [0] * len(self._grids)
+        lanes = {
+            seed: Lane(seed, target.get(seed, none), self._at.get(seed, none), none)
+            for seed in {**self._at, **target}
+        }
+        more = []
+        for seed, units in self._due:
+            lane = lanes.get(seed, Lane(seed, none, none, none))
+            if self.noise == "rademacher":  # commits along one direction add up
+                units = [a + b for a, b in zip(lane.due, units, strict=True)]
+            elif any(lane.due):  # their roundings don't
+                more.append(lane)
+                lane = Lane(seed, none, none, none)
+            lanes[seed] = lane._replace(due=units)
+        return [*more, *lanes.values()]
 
-    def _nearest(self, scale: float) -> list[int]:
+    # How far ----------------------------------------------------------------------------------
+
+    def _units(self, seed: int, scale: float, draws: Sequence[float] | None = None) -> list[int]:
+        """A scale in units for each tensor; 0 for those that the direction leaves alone.
+
+        Rounded to the nearest, or by draws from [0, 1) up or down at random; odd in the scale.
+        """
         if not math.isfinite(scale):
-            raise ValueError(f"an offset of {scale} is not finite")
-        return [round(scale / t.quantum) for t in self._tensors]
-
-    def _stochastic(self, seed: int, coefficient: float) -> list[int]:
-        """Multiples of each quantum whose expected value is the coefficient, odd in its sign."""
-        if not math.isfinite(coefficient):
-            raise ValueError(f"a move of {coefficient} along seed {seed} is not finite")
-        streams = torch.tensor([t.stream for t in self._tensors])
-        draws = noise.uniform(seed, noise.ROUNDING, torch.zeros_like(streams), streams).tolist()
-        sign = -1 if coefficient < 0 else 1
+            raise ValueError(f"a scale of {scale} along seed {seed} is not finite")
+        members = self._members[seed % len(self._members)]
+        if self.noise == "sphere" and scale:
+            scale *= self._radius(seed, members)
+        sign, size = (-1 if scale < 0 else 1), abs(scale) * self._fine
+        draws = draws or [0.5] * len(self._grids)
         return [
-            sign * math.floor(abs(coefficient) / t.quantum + draw)
-            for t, draw in zip(self._tensors, draws, strict=True)
+            sign * math.floor(size / grid.quantum + draw) if number in members else 0
+            for number, (grid, draw) in enumerate(zip(self._grids, draws, strict=True))
         ]
 
-    @torch.no_grad()
-    def _add(self, deltas: dict[int, list[int]]) -> None:
-        """One pass: every chunk is read, moved along all directions and written once."""
-        if not deltas:
-            return
-        for chunk in self._chunks:
-            block, stream = self._counters(chunk)
-            for seed, quanta in deltas.items():
-                z = noise.signs(seed, block, stream, self._tables[block.device])
-                for span in chunk:
-                    if quanta[span.tensor]:
-                        tensor = self._tensors[span.tensor]
-                        step = quanta[span.tensor] * tensor.quantum
-                        flat = z[span.row :].view(-1)[: span.stop - span.start]
-                        tensor.truth[span.start : span.stop].add_(flat, alpha=step)
-            for span in chunk:
-                param, truth = self._tensors[span.tensor].param, self._tensors[span.tensor].truth
-                if param.dtype is not torch.float32:
-                    param.view(-1)[span.start : span.stop].copy_(truth[span.start : span.stop])
+    def _draws(self, seed: int) -> list[float]:
+        """One uniform number for each tensor."""
+        zeros = torch.zeros_like(self._streams)
+        return uniform_noise(seed, ROUNDING, zeros, self._streams).tolist()
 
-    def _counters(self, chunk: list["_Span"]) -> tuple[Tensor, Tensor]:
-        """Block numbers and tensor ids of a chunk; made afresh, since all of them take memory."""
-        device = self._tensors[chunk[0].tensor].truth.device
-        per_block = noise.BITS_PER_BLOCK
-        blocks = [
-            torch.arange(span.start // per_block, -(-span.stop // per_block), device=device)
-            for span in chunk
+    def _radius(self, seed: int, members: frozenset[int]) -> float:
+        """What takes a Gaussian direction to the length sqrt(weights that it moves)."""
+        if seed not in self._radii:
+            self._radii[seed] = self._passes.radius(seed, members)
+        return self._radii[seed]
+
+    def _quanta(self, lanes: Sequence[Sequence[int]]) -> list[int]:
+        """The most that so many units along each lane move a weight of each tensor."""
+        return [
+            sum(math.ceil(abs(lane[number]) * self._farthest) for lane in lanes)
+            for number in range(len(self._grids))
         ]
-        streams = [
-            torch.full_like(block, self._tensors[span.tensor].stream)
-            for block, span in zip(blocks, chunk, strict=True)
-        ]
-        return torch.cat(blocks), torch.cat(streams)
+
+    def _too_far(self, lanes: Iterable[Sequence[int]]) -> Grid | None:
+        """A tensor whose weights would outgrow the range in which all sums are exact."""
+        for number, far in enumerate(self._quanta(list(lanes))):
+            grid = self._grids[number]
+            if grid.reach + far > grid.limit:
+                # The sum of all steps overestimates a random walk: look at the weights.
+                away = [*self._at.values(), *(units for _, units in self._due)]
+                grid.reach = grid.measure() + self._quanta(away)[number]
+                if grid.reach + far > grid.limit:
+                    return grid
+        return None
 
 
-class _Span(NamedTuple):
-    """Elements [start, stop) of a tensor, and the first row of noise that serves them."""
-
-    tensor: int
-    start: int
-    stop: int
-    row: int
-
-
-def _chunks(tensors: Sequence[_Tensor]) -> Iterator[list[_Span]]:
-    """Pieces of up to CHUNK weights on one device; small tensors share one, to save calls."""
-    size = CHUNK // noise.BITS_PER_BLOCK
-    chunk: list[_Span] = []
-    used = 0
-    for number, tensor in enumerate(tensors):
-        numel, first = tensor.truth.numel(), 0
-        blocks = -(-numel // noise.BITS_PER_BLOCK)
-        while first < blocks:
-            elsewhere = chunk and tensors[chunk[0].tensor].truth.device != tensor.truth.device
-            if used == size or elsewhere:
-                yield chunk
-                chunk, used = [], 0
-            count = min(blocks - first, size - used)
-            start = first * noise.BITS_PER_BLOCK
-            stop = min(numel, start + count * noise.BITS_PER_BLOCK)
-            chunk.append(_Span(number, start, stop, used))
-            first, used = first + count, used + count
-    if chunk:
-        yield chunk
-
-
-def _largest(tensor: Tensor) -> float:
-    """max|x|, NaN if there is one; unlike ``abs().max()`` it makes no copy."""
-    return max(abs(float(x)) for x in tensor.aminmax()) if tensor.numel() else 0.0
-
-
-def _distinct(params: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    seen: set[int] = set()
-    for name, param in params:
-        if param.requires_grad and id(param) not in seen:
-            seen.add(id(param))
-            yield name, param
-
-
-@torch.no_grad()
-def _prepare(name: str, param: Tensor) -> _Tensor:
-    """Check one tensor, and snap it to its grid."""
-    if param.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise UserError(
-            f"parameter {name} has dtype {param.dtype}: load the model in float32, bfloat16 or "
-            "float16 (a quantised one dequantised), or freeze it with requires_grad_(False)"
-        )
-    if not param.is_contiguous():
-        raise UserError(f"parameter {name} is not contiguous: call .contiguous() on its data")
-    largest = _largest(param)
-    if not math.isfinite(largest):
-        raise UserError(f"parameter {name} holds NaN or infinity: the checkpoint is damaged")
-    truth = param.data.view(-1) if param.dtype is torch.float32 else param.data.view(-1).float()
-    exponent = math.ceil(math.log2(max(largest, _SMALLEST_RANGE) * _HEADROOM))
-    quantum = 2.0 ** (exponent - _PRECISION)
-    truth.div_(quantum).round_().mul_(quantum)
-    if param.dtype is not torch.float32:
-        param.data.view(-1).copy_(truth)
-    return _Tensor(name, param, truth, quantum, noise.stream_id(name))
+def _members(all_grids: Sequence[Grid], blocks: Sequence[str]) -> list[frozenset[int]]:
+    """The numbers of the tensors in each block; without blocks, all in one."""
+    members = []
+    for pattern in blocks or ["*"]:
+        found = [n for n, g in enumerate(all_grids) if fnmatch.fnmatchcase(g.name, pattern)]
+        if not found:
+            raise UserError(f"block {pattern!r}: no tuned parameter has such a name")
+        members.append(frozenset(found))
+    return members
