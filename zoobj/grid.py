@@ -11,7 +11,7 @@ coarse, 4 m <= 2^23 q, so that the rest fits.
 
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,7 +24,7 @@ from zoobj.errors import UserError
 _BITS = {torch.float32: 24, torch.bfloat16: 23, torch.float16: 23}
 _HEADROOM = 4.0  # weights may grow this much before sums stop being exact
 _SMALLEST_RANGE = 0.25
-_STRETCH = 1 << 20  # weights handled at once, so that no copy of a whole tensor is made
+_STRETCH = 1 << 20  # weights handled at once
 
 
 @dataclass
@@ -57,6 +57,38 @@ class Grid:
         """A bound on the weights as they are, in quanta; one read of the tensor."""
         rounding = 0.0 if self.companion is None else 2.0**-8
         return math.ceil(largest(self.flat) * (1 + rounding) / self.quantum)
+
+    @torch.no_grad()
+    def snap(self, quantum: float) -> None:
+        """Round the weights, without their companion, to multiples of a power of two."""
+        self._set_quantum(quantum)
+        for weight, pair in self._stretches():
+            exact = weight.to(torch.float32).mul(self.scale[1]).round_().to(torch.int32)
+            kernels.store(weight, pair, self.scale, exact)
+        self.reach = self.measure()
+
+    @torch.no_grad()
+    def coarsen(self) -> None:
+        """Double the quantum, and with it the range; odd numbers of quanta are rounded."""
+        old = self.scale.clone()
+        self._set_quantum(2 * self.quantum)
+        for weight, pair in self._stretches():
+            exact = kernels.position(weight, pair, old)
+            halved = (exact + ((exact >> 1) & 1)) >> 1  # ties to even
+            kernels.store(weight, pair, self.scale, halved)
+        self.reach = self.measure()
+
+    def _set_quantum(self, quantum: float) -> None:
+        self.quantum = quantum
+        self.scale.copy_(torch.tensor([quantum, 1 / quantum]))
+        dtype = self.flat.dtype
+        self.limit = min(2 ** _BITS[dtype], int(torch.finfo(dtype).max / quantum))
+
+    def _stretches(self) -> Iterator[tuple[Tensor, kernels.Companion]]:
+        """The weights piece by piece, so that no copy of a whole tensor is made."""
+        for start in range(0, self.flat.numel(), _STRETCH):
+            piece, pair = slice(start, start + _STRETCH), self.companion
+            yield self.flat[piece], pair and (pair[0][piece], pair[1][piece])
 
     def check_place(self) -> None:
         """Refuse to write where the weights used to be.
@@ -155,23 +187,15 @@ def _distinct(params: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     return [*places.values(), *empty]
 
 
-@torch.no_grad()
 def _snap(name: str, param: Tensor) -> Grid:
     flat = param.data.view(-1)
-    bits = _BITS[param.dtype]
-    most = max(largest(flat), _SMALLEST_RANGE) * _HEADROOM
-    quantum = 2.0 ** (math.ceil(math.log2(most)) - bits)
-    scale = torch.tensor([quantum, 1 / quantum], device=flat.device)
     companion = None
     if param.dtype is not torch.float32:
         low, high = (torch.zeros_like(flat, dtype=torch.int8) for _ in range(2))
         companion = low, high
-    for start in range(0, flat.numel(), _STRETCH):
-        piece = slice(start, start + _STRETCH)
-        exact = flat[piece].to(torch.float32).mul(scale[1]).round_().to(torch.int32)
-        beside = companion and (companion[0][piece], companion[1][piece])
-        kernels.store(flat[piece], beside, scale, exact)
-    limit = min(2**bits, int(torch.finfo(param.dtype).max / quantum))
-    grid = Grid(name, param, flat, companion, quantum, scale, limit, 0, noise.stream_id(name))
-    grid.reach = grid.measure()
+    most = max(largest(flat), _SMALLEST_RANGE) * _HEADROOM
+    quantum = 2.0 ** (math.ceil(math.log2(most)) - _BITS[param.dtype])
+    scale = torch.empty(2, device=flat.device)
+    grid = Grid(name, param, flat, companion, quantum, scale, 0, 0, noise.stream_id(name))
+    grid.snap(quantum)
     return grid

@@ -110,6 +110,7 @@ class ZOSGD(torch.optim.Optimizer):
             density=density,
             mask_seed=derive(seed),
             anchor=anchor,
+            grow=True,
             compile=compile,
         )
         self._walks: list[Walk] = []
@@ -179,7 +180,8 @@ class ZOSGD(torch.optim.Optimizer):
         self._goto(trial)
         self._away = True
         try:
-            yield trial
+            with torch.no_grad():
+                yield trial
         finally:
             self._away = False
             self._goto(None)
@@ -205,7 +207,10 @@ class ZOSGD(torch.optim.Optimizer):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's, and under "zo" the step, the running scale and what was told of this step."""
+        """torch's, and under "zo" the step, what was told of it, and the walk's own state.
+
+        That is 2 bytes for each 16-bit weight, and next to nothing for float32.
+        """
         own = {
             "seed": self.seed,
             "steps": self.steps,
@@ -213,11 +218,12 @@ class ZOSGD(torch.optim.Optimizer):
             "ties": self.ties,
             "losses": list(self._losses),
             "scale": [self._scale.square, self._scale.weight],
+            "walks": [walk.state_dict() for walk in self._walks],
         }
         return {**super().state_dict(), "zo": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up where ``state_dict`` left off; the weights are the module's to restore."""
+        """Take up where ``state_dict`` left off. Restore the module's weights first."""
         own = state_dict["zo"]
         if len(own["losses"]) != 2 * self.directions:
             raise ValueError(f"the state is of {len(own['losses']) // 2} directions a step")
@@ -226,6 +232,8 @@ class ZOSGD(torch.optim.Optimizer):
         self.failed, self.ties = own["failed"], own["ties"]
         self._losses = list(own["losses"])
         self._scale.square, self._scale.weight = own["scale"]
+        for walk, state in zip(self._walks, own["walks"], strict=True):
+            walk.load_state_dict(state)
 
     def _trial(self, index: int) -> Trial:
         seed = derive(self.seed, self.steps, index // 2)

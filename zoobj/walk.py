@@ -14,8 +14,8 @@ for each tensor with +/-1 noise, one for each weight with Gaussian noise.
 import fnmatch
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class Walk:
             number seed % len(blocks).
         density: share of the weights that ever move, chosen once at random by ``mask_seed``.
         anchor: weights that decay pulls towards, by name, instead of 0.
+        grow: let weights grow beyond four times the largest at the start, by a coarser grid; moves
+            made before that can no longer be taken back exactly. Otherwise an error.
         compile: with compiled kernels; True waits for them, None takes them when they are there
             and asks for them if there are enough weights for it to pay.
 
@@ -76,13 +78,14 @@ class Walk:
         density: float = 1.0,
         mask_seed: int = 0,
         anchor: Mapping[str, Tensor] | None = None,
+        grow: bool = False,
         compile: bool | None = None,
     ):
         if not 2**-32 <= density <= 1:
             raise UserError(f"density {density}: a share of the weights, above 0 and up to 1")
         if noise not in get_args(Noise):
             raise UserError(f"noise {noise!r}: choose {', '.join(get_args(Noise))}")
-        self.noise = noise
+        self.noise, self._grow = noise, grow
         self._grids = grids(params, tune)
         self._members = _members(self._grids, blocks)
         if anchor is not None:
@@ -114,12 +117,11 @@ class Walk:
             UserError: the offset is so far that taking it back would not be exact.
         """
         start = time.perf_counter()
-        target = {seed: self._units(seed, scale) for seed, scale in offset.items()}
-        if (grid := self._too_far(target.values())) is not None:
-            raise UserError(
-                f"an offset of {sum(map(abs, offset.values())):g} is too far for parameter "
-                f"{grid.name}, whose weights are much smaller: lower eps"
-            )
+        target = self._within(
+            lambda: {seed: self._units(seed, scale) for seed, scale in offset.items()},
+            f"an offset of {sum(map(abs, offset.values())):g} is too far for parameter {{}}, whose "
+            "weights are much smaller: lower eps",
+        )
         self._settle(target)
         self.seconds += time.perf_counter() - start
 
@@ -135,19 +137,51 @@ class Walk:
         Raises:
             UserError: weights would outgrow the range of exact sums; the move is not made.
         """
-        due = [(seed, self._units(seed, c, self._draws(seed))) for seed, c in move]
-        if (grid := self._too_far([units for _, units in due])) is not None:
-            raise UserError(
-                f"weights of parameter {grid.name} have grown beyond the range of exact moves, "
-                "four times the largest at the start: lower the learning rate"
-            )
+        move = list(move)
+        lanes = self._within(
+            lambda: dict(enumerate(self._units(s, c, self._draws(s)) for s, c in move)),
+            "weights of parameter {} have grown beyond the range of exact moves, four times the "
+            "largest at the start: lower the learning rate",
+        )
         if decay is not None:
             if self._due or self._decay:
                 self._settle(self._at)  # these come before
             self._decay = decay
-        for grid, far in zip(self._grids, self._quanta([units for _, units in due]), strict=True):
+        for grid, far in zip(self._grids, self._quanta([*lanes.values()]), strict=True):
             grid.reach += far
-        self._due += due
+        self._due += [(seed, lanes[number]) for number, (seed, _) in enumerate(move)]
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """What theta is beside the weights themselves, by tensor; goes to theta.
+
+        The quantum, and for 16-bit weights [2, numel] int8, the rest that they can't show.
+        """
+        self.goto({})
+        return {
+            grid.name: {
+                "quantum": grid.quantum,
+                "rest": None if grid.companion is None else torch.stack(grid.companion),
+            }
+            for grid in self._grids
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take the weights as they are now for the theta whose ``state_dict`` this is.
+
+        Raises:
+            UserError: the state is of other tensors.
+        """
+        mine = {grid.name: grid.companion is not None for grid in self._grids}
+        theirs = {name: entry["rest"] is not None for name, entry in state.items()}
+        if mine != theirs:
+            name = next(n for n in {**mine, **theirs} if mine.get(n) != theirs.get(n))
+            raise UserError(f"the state does not fit parameter {name}: other names or dtypes")
+        self._at, self._due, self._decay = {}, [], None
+        for grid in self._grids:
+            grid.snap(state[grid.name]["quantum"])
+            if grid.companion is not None:
+                for part, saved in zip(grid.companion, state[grid.name]["rest"], strict=True):
+                    part.copy_(saved)
 
     def _settle(self, target: dict[int, list[int]]) -> None:
         """Make the pass to this offset, with all that is due."""
@@ -213,9 +247,23 @@ class Walk:
             for number in range(len(self._grids))
         ]
 
-    def _too_far(self, lanes: Iterable[Sequence[int]]) -> Grid | None:
+    def _within(
+        self, lanes: Callable[[], dict[int, list[int]]], message: str
+    ) -> dict[int, list[int]]:
+        """Lanes that keep all weights in the range where sums are exact; or widen the range."""
+        while True:
+            units = lanes()
+            grid = self._too_far([*units.values()])
+            if grid is None:
+                return units
+            if not self._grow:
+                raise UserError(message.format(grid.name))
+            self._settle({})
+            grid.coarsen()  # and look again
+
+    def _too_far(self, lanes: Sequence[Sequence[int]]) -> Grid | None:
         """A tensor whose weights would outgrow the range in which all sums are exact."""
-        for number, far in enumerate(self._quanta(list(lanes))):
+        for number, far in enumerate(self._quanta(lanes)):
             grid = self._grids[number]
             if grid.reach + far > grid.limit:
                 # The sum of all steps overestimates a random walk: look at the weights.
