@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,15 @@ def test_the_reward_example_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         completions=["mill", "no"],
     )
     assert objective.score(batch) == [pytest.approx(0.95), 0.0]
+
+
+def test_the_optimizer_example_learns() -> None:
+    shown = next(block for block in BLOCKS if "ZOSGD" in block)
+    seeded = shown.replace("torch.randn(500, 2)", "torch.linspace(-2, 2, 1000).sin().view(-1, 2)")
+    names: dict[str, Any] = {}
+    exec(seeded, names)
+    model, x, y = names["model"], names["x"], names["y"]
+    assert float((model(x).argmax(1) == y).float().mean()) > 0.9
 
 
 def test_every_flag_is_a_setting() -> None:

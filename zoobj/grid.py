@@ -63,8 +63,11 @@ class Grid:
         """Round the weights, without their companion, to multiples of a power of two."""
         self._set_quantum(quantum)
         for weight, pair in self._stretches():
-            exact = weight.to(torch.float32).mul(self.scale[1]).round_().to(torch.int32)
-            kernels.store(weight, pair, self.scale, exact)
+            if pair is None:  # the same, without leaving the tensor; -0 becomes 0
+                weight.mul_(1 / quantum).round_().mul_(quantum).add_(0.0)
+            else:
+                exact = weight.to(torch.float32).mul_(1 / quantum).round_().to(torch.int32)
+                kernels.store(weight, pair, self.scale, exact)
         self.reach = self.measure()
 
     @torch.no_grad()
