@@ -333,6 +333,14 @@ def test_weights_may_grow_from_nothing(dtype: torch.dtype) -> None:
     assert float((weight.detach().double() - 30).abs().mean()) < 3
 
 
+def test_growth_ends_where_the_dtype_ends() -> None:
+    weight = Parameter(torch.zeros(3, dtype=torch.float16))
+    opt = ZOSGD([weight], eps=1e5)
+    with pytest.raises(UserError, match=r"0\.0 would grow beyond what torch\.float16 holds"):
+        opt.step(lambda: 0.0)
+    assert torch.equal(weight, torch.zeros_like(weight))
+
+
 def test_bad_settings_are_refused() -> None:
     weight = Parameter(torch.zeros(3))
     with pytest.raises(ValueError, match=r"eps 0\.0: above 0"):

@@ -72,7 +72,16 @@ class Grid:
 
     @torch.no_grad()
     def coarsen(self) -> None:
-        """Double the quantum, and with it the range; odd numbers of quanta are rounded."""
+        """Double the quantum, and with it the range; odd numbers of quanta are rounded.
+
+        Raises:
+            UserError: the range is all that the dtype has.
+        """
+        if self.limit < 2 ** _BITS[self.flat.dtype]:
+            raise UserError(
+                f"weights of parameter {self.name} would grow beyond what {self.flat.dtype} holds: "
+                "lower eps or the learning rate"
+            )
         old = self.scale.clone()
         self._set_quantum(2 * self.quantum)
         for weight, pair in self._stretches():
