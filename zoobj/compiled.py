@@ -94,7 +94,13 @@ def _fetch_ahead_of_time(kernel: Kernel, wait: bool) -> None:
             return
         _builds[kernel].wait()
     if path.exists():
-        _runs[kernel, "cpu"] = _checked(kernel, _load(path), torch.device("cpu"))
+        try:
+            run = _load(path)
+        except Exception as error:  # a damaged file, no room to unpack it
+            logger.info("no compiled kernel, passes are slower; see %s: %s", path, error)
+            _runs[kernel, "cpu"] = None
+            return
+        _runs[kernel, "cpu"] = _checked(kernel, run, torch.device("cpu"))
     else:
         logger.info("no compiled kernel, passes are slower; see %s", path.with_suffix(".log"))
         _runs[kernel, "cpu"] = None
@@ -141,7 +147,7 @@ def sample_arguments(kernel: Kernel, rows: int, device: torch.device) -> list[Te
     """Some weights and a move for ``arguments``; the same every time."""
     shape = (rows, 4, 32)
     exact = torch.arange(rows * noise.ROW).mul(7919 * 11).remainder(2**22) - 2**21
-    quantum = torch.tensor([2.0**-22, 2.0**22])
+    quantum = torch.tensor([2.0**-22, 2.0**22], dtype=torch.float32)
     weight = torch.zeros(shape, dtype=kernel.dtype)
     halves = torch.zeros(shape, dtype=torch.int8), torch.zeros(shape, dtype=torch.int8)
     companion = None if kernel.dtype is torch.float32 else halves

@@ -11,6 +11,7 @@ coarse, 4 m <= 2^23 q, so that the rest fits.
 
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,7 +40,7 @@ class Grid:
         limit: no weight may exceed this many quanta.
         reach: no weight does exceed this many, commits that are due included.
         stream: ``noise.stream_id`` of the name.
-        anchor: [numel], where decay pulls to, if not to 0.
+        anchor: [numel], where decay pulls to, if not to 0; and ``goal``, its largest magnitude.
     """
 
     name: str
@@ -52,11 +53,12 @@ class Grid:
     reach: int
     stream: int
     anchor: Tensor | None = None
+    goal: float = 0.0
 
     def measure(self) -> int:
-        """A bound on the weights as they are, in quanta; one read of the tensor."""
+        """A bound on the weights, as they are and after decay, in quanta; reads the tensor."""
         rounding = 0.0 if self.companion is None else 2.0**-8
-        return math.ceil(largest(self.flat) * (1 + rounding) / self.quantum)
+        return math.ceil(max(largest(self.flat) * (1 + rounding), self.goal) / self.quantum)
 
     @torch.no_grad()
     def snap(self, quantum: float) -> None:
@@ -92,7 +94,7 @@ class Grid:
 
     def _set_quantum(self, quantum: float) -> None:
         self.quantum = quantum
-        self.scale.copy_(torch.tensor([quantum, 1 / quantum]))
+        self.scale.copy_(torch.tensor([quantum, 1 / quantum], dtype=torch.float32))
         dtype = self.flat.dtype
         self.limit = min(2 ** _BITS[dtype], int(torch.finfo(dtype).max / quantum))
 
@@ -137,7 +139,11 @@ def grids(params: Iterable[tuple[str, Tensor]], tune: Sequence[str] = ()) -> lis
         raise UserError("nothing to tune: no parameter requires gradients")
     for name, param in chosen:
         _check(name, param)
-    return [_snap(name, param) for name, param in _distinct(chosen)]
+    chosen = _distinct(chosen)
+    for name, times in Counter(name for name, _ in chosen).items():
+        if times > 1:
+            raise UserError(f"two parameters are called {name}: they would get the same noise")
+    return [_snap(name, param) for name, param in chosen]
 
 
 def moor(all_grids: Sequence[Grid], anchor: Mapping[str, Tensor]) -> None:
@@ -153,11 +159,13 @@ def moor(all_grids: Sequence[Grid], anchor: Mapping[str, Tensor]) -> None:
             raise UserError(
                 f"anchor of parameter {grid.name} {list(grid.param.shape)}: the base {found}"
             )
-        reach = largest(goal) / grid.quantum
-        if not reach <= grid.limit / 2:
+        goal = goal.detach().reshape(-1)
+        if goal.numel() and goal.data_ptr() == grid.flat.data_ptr():
+            raise UserError(f"anchor of parameter {grid.name}: it is that parameter; clone it")
+        if not largest(goal) / grid.quantum <= grid.limit / 2:
             raise UserError(f"anchor of parameter {grid.name}: the base's weights are far larger")
-        grid.reach = max(grid.reach, math.ceil(reach))
-        grid.anchor = goal.detach().reshape(-1)
+        grid.anchor, grid.goal = goal, largest(goal)
+        grid.reach = max(grid.reach, math.ceil(grid.goal / grid.quantum))
 
 
 def largest(tensor: Tensor) -> float:
@@ -192,10 +200,10 @@ def _distinct(params: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
             start = param.data_ptr()
             place = (str(param.device), start, start + param.numel() * param.element_size())
             places.setdefault(place, (name, param))
-    for (device, _, stop), (next_device, start, _) in pairwise(sorted(places)):
-        if device == next_device and start < stop:
-            names = sorted(name for p, (name, _) in places.items() if stop in p or start in p)
-            raise UserError(f"parameters {' and '.join(names)} overlap in memory: freeze one")
+    for one, other in pairwise(sorted(places)):
+        if one[0] == other[0] and other[1] < one[2]:
+            names = f"{places[one][0]} and {places[other][0]}"
+            raise UserError(f"parameters {names} overlap in memory: freeze one")
     return [*places.values(), *empty]
 
 
@@ -207,7 +215,7 @@ def _snap(name: str, param: Tensor) -> Grid:
         companion = low, high
     most = max(largest(flat), _SMALLEST_RANGE) * _HEADROOM
     quantum = 2.0 ** (math.ceil(math.log2(most)) - _BITS[param.dtype])
-    scale = torch.empty(2, device=flat.device)
+    scale = torch.empty(2, dtype=torch.float32, device=flat.device)
     grid = Grid(name, param, flat, companion, quantum, scale, 0, 0, noise.stream_id(name))
     grid.snap(quantum)
     return grid

@@ -90,9 +90,13 @@ def travel(
         total = moved if total is None else total.add_(moved)
     assert total is not None
     if kernel.sparse:
-        chosen = noise.words((mask[0], mask[1]), noise.MASK, row, stream) < mask[2]
-        total = total.mul_(chosen)
+        total = total.mul_(chosen(mask, row, stream))
     return total
+
+
+def chosen(mask: Tensor, row: Tensor, stream: Tensor) -> Tensor:
+    """[n, 4, 32] bool: the weights that ever move; arguments as for ``travel``."""
+    return noise.words((mask[0], mask[1]), noise.MASK, row, stream) < mask[2]
 
 
 def _nearest(z: Tensor, amount: Tensor) -> Tensor:
@@ -164,7 +168,7 @@ def shrink(
 
     Args:
         weight, companion, quantum: as for ``settle``.
-        rate: int64 0-d, in units of 2^-RATE_BITS, from 0 to 1.
+        rate: int64, 0-d or for each weight, in units of 2^-RATE_BITS, from 0 to 1.
         dice: int64 random words in [0, 2^32), one for each weight.
         anchor: where to; rounded to quanta here. None: towards 0.
     """
@@ -201,7 +205,10 @@ def run(
     stream = at[1].expand_as(row)
     if kernel.noise == "decay":
         dice = noise.words((keys[0, 0], keys[0, 1]), noise.DECAY, row, stream)
-        shrink(weight, companion, quantum, amounts[0, 0], dice, anchor)
+        rate = amounts[0, 0]
+        if kernel.sparse:
+            rate = rate * chosen(mask, row, stream)
+        shrink(weight, companion, quantum, rate, dice, anchor)
     else:
         moved = travel(kernel, row, stream, keys, amounts, mask, table)
         settle(weight, companion, quantum, moved)

@@ -111,7 +111,7 @@ def words(key: Key, use: int, row: Tensor, stream: Tensor) -> Tensor:
 
 
 def normals(key: Key, row: Tensor, stream: Tensor, table: Tensor) -> Tensor:
-    """Gaussian noise of mean 0 and variance 1, up to 5.9 in magnitude.
+    """Gaussian noise of mean 0 and variance 1, up to 6 in magnitude.
 
     Args:
         key, row, stream: as for ``signs``.
@@ -126,9 +126,13 @@ def normals(key: Key, row: Tensor, stream: Tensor, table: Tensor) -> Tensor:
 
 @lru_cache
 def normal_table(device: torch.device | str = "cpu") -> Tensor:
-    """[65536] int32: quantiles of N(0, 1/2) at (i + 1/2) / 65536, in units of 2^-20."""
+    """[65536] int32: quantiles of N(0, 1/2) at (i + 1/2) / 65536, in units of 2^-20.
+
+    The outermost two, which are 3.06, are taken as 3.
+    """
     probability = (torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16
-    quantile = torch.special.ndtri(probability) * math.sqrt(0.5)
+    most = LARGEST_NORMAL / 2
+    quantile = (torch.special.ndtri(probability) * math.sqrt(0.5)).clamp(-most, most)
     return (quantile * 2**NORMAL_BITS).round().to(torch.int32).to(device)
 
 
@@ -151,7 +155,7 @@ def noise(kind: str, seed: int, name: str, start: int, stop: int) -> Tensor:
     if kind == "rademacher":
         z = signs(key_of(seed), row, stream).to(torch.float32)
     else:
-        z = normals(key_of(seed), row, stream, normal_table()) / 2**NORMAL_BITS
+        z = normals(key_of(seed), row, stream, normal_table()).to(torch.float32) / 2**NORMAL_BITS
     first = start // ROW * ROW
     return z.view(-1)[start - first : stop - first]
 

@@ -47,6 +47,10 @@ class Lane(NamedTuple):
         """Whether any weight changes."""
         return any(self.due) or self.there != self.here
 
+    def leaves(self) -> bool:
+        """Whether weights go further away along it."""
+        return sum(map(abs, self.there)) > sum(map(abs, self.here))
+
 
 @dataclass(frozen=True)
 class _Span:
@@ -163,7 +167,7 @@ class Passes:
             z = noise.normals(noise.key_of(seed), row, stream, table)
             moves = torch.ones_like(z, dtype=torch.bool)
             if self._sparse:
-                moves = noise.words((mask[0], mask[1]), noise.MASK, row, stream) < mask[2]
+                moves = kernels.chosen(mask, row, stream)
             for span in spans:  # sums of integers: the same in any order
                 chosen = moves.view(-1)[span.place]
                 square += int((z.view(-1)[span.place].square() * chosen).sum())
@@ -199,15 +203,19 @@ class Passes:
         keys = torch.tensor([noise.key_of(decay.seed)])
         if isinstance(piece, _Span):
             device = piece.weight.device
-            kernel = Kernel(torch.float32, "decay", anchored=piece.anchor is not None)
+            anchored = piece.anchor is not None
+            kernel = Kernel(torch.float32, "decay", sparse=self._sparse, anchored=anchored)
             self._run(piece, kernel, keys.to(device), rate.to(device))
             return
         rate = rate.to(piece.row.device)
         dice = noise.words(noise.key_of(decay.seed), noise.DECAY, piece.row, piece.stream)
+        rates = rate[0, 0].expand_as(dice)
+        if self._sparse:
+            mask = self._constants[piece.row.device][0]
+            rates = rates * kernels.chosen(mask, piece.row, piece.stream)
         for span in piece.spans:
-            some = dice.view(-1)[span.place]
-            goal = span.goal()
-            kernels.shrink(span.weight, span.companion, span.scale, rate[0, 0], some, goal)
+            some, there = dice.view(-1)[span.place], rates.reshape(-1)[span.place]
+            kernels.shrink(span.weight, span.companion, span.scale, there, some, span.goal())
 
     def _run(self, span: _Span, kernel: Kernel, keys: Tensor, amounts: Tensor) -> None:
         """A run of whole rows: by the compiled kernel, if there is one."""

@@ -137,6 +137,8 @@ class Walk:
         Raises:
             UserError: weights would outgrow the range of exact sums; the move is not made.
         """
+        if decay is not None and not 0 <= decay.rate <= 1:
+            raise ValueError(f"a decay rate of {decay.rate} is not from 0 to 1")
         move = list(move)
         lanes = self._within(
             lambda: dict(enumerate(self._units(s, c, self._draws(s)) for s, c in move)),
@@ -208,7 +210,8 @@ class Walk:
                 more.append(lane)
                 lane = Lane(seed, none, none, none)
             lanes[seed] = lane._replace(due=units)
-        return [*more, *lanes.values()]
+        # Lanes go in batches: those that come closer first, so that sums stay in range in between.
+        return [*more, *sorted(lanes.values(), key=Lane.leaves)]
 
     # How far ----------------------------------------------------------------------------------
 
@@ -256,6 +259,9 @@ class Walk:
             grid = self._too_far([*units.values()])
             if grid is None:
                 return units
+            if self._due or self._decay:  # sums of commits overestimate a random walk
+                self._settle(self._at)
+                continue
             if not self._grow:
                 raise UserError(message.format(grid.name))
             self._settle({})
