@@ -155,12 +155,12 @@ def sample_arguments(kernel: Kernel, rows: int, device: torch.device) -> list[Te
     width = max(1, kernel.lanes)
     columns = 3 if kernel.noise == "gaussian" else 1
     amounts = torch.arange(1, columns * width + 1).view(columns, width) * 1001
-    anchor = weight.flip(0).clone() if kernel.anchored else None
+    anchor = weight.flip(0).to(torch.float32) if kernel.anchored else None
     rest = [
         quantum,
         torch.tensor([3, noise.stream_id("sample")]),
         torch.tensor([noise.key_of(noise.derive(lane)) for lane in range(width)]),
-        amounts << 20 if kernel.noise == "decay" else amounts,
+        amounts << {"rademacher": 0, "gaussian": kernels.FRACTION_BITS, "decay": 20}[kernel.noise],
         torch.tensor([*noise.key_of(noise.derive(-1)), 2**31]),
         noise.normal_table(),
     ]

@@ -25,7 +25,7 @@ from zoobj.errors import UserError
 _BITS = {torch.float32: 24, torch.bfloat16: 23, torch.float16: 23}
 _HEADROOM = 4.0  # weights may grow this much before sums stop being exact
 _SMALLEST_RANGE = 0.25
-_STRETCH = 1 << 20  # weights handled at once
+_STRETCH = 1 << 17  # weights handled at once; larger temporaries leave holes in the heap
 
 
 @dataclass

@@ -148,7 +148,7 @@ def noise(kind: str, seed: int, name: str, start: int, stop: int) -> Tensor:
         [stop - start] float32; exact, since these numbers have at most 24 bits.
 
     >>> noise("rademacher", 7, "layer.weight", 126, 131)
-    tensor([-1.,  1.,  1.,  1., -1.])
+    tensor([ 1., -1., -1.,  1., -1.])
     """
     row = torch.arange(start // ROW, -(-stop // ROW))
     stream = torch.full_like(row, stream_id(name))

@@ -71,8 +71,10 @@ class _Span:
     anchor: Tensor | None
 
     def goal(self) -> Tensor | None:
-        """The anchor on the weights' device."""
-        return None if self.anchor is None else self.anchor.to(self.weight.device, torch.float32)
+        """The anchor as compiled kernels take it."""
+        if self.anchor is None:
+            return None
+        return self.anchor.to(self.weight.device, torch.float32).contiguous()
 
 
 @dataclass(frozen=True)
