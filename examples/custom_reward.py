@@ -8,8 +8,8 @@ that no loss function approximates well. The same function works from the comman
     zoobj train --objective examples/custom_reward.py:brief_and_right --output_dir out
 
 Expected, 100 steps, seed 0, about a minute of one core of an AMD EPYC: the reward of 300 held-out
-questions 0.629 -> 0.784, difference +0.155 [+0.127, +0.183]: improved. (Measured with narrower noise
-streams: a seed now gives another run of the same kind.)
+questions 0.629 -> 0.784, difference +0.155 [+0.127, +0.183]: improved. (Measured with
+narrower noise streams: a seed now gives another run of the same kind.)
 """
 
 import argparse

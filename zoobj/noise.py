@@ -150,6 +150,8 @@ def noise(kind: str, seed: int, name: str, start: int, stop: int) -> Tensor:
     >>> noise("rademacher", 7, "layer.weight", 126, 131)
     tensor([ 1., -1., -1.,  1., -1.])
     """
+    if kind not in ("rademacher", "gaussian"):
+        raise ValueError(f"noise {kind!r}: rademacher or gaussian")
     row = torch.arange(start // ROW, -(-stop // ROW))
     stream = torch.full_like(row, stream_id(name))
     if kind == "rademacher":

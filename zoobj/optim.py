@@ -55,7 +55,7 @@ class ZOSGD(torch.optim.Optimizer):
     """Zeroth-order SGD, in place and exact: weights are restored to the bit after every score.
 
     Its memory is two bytes for each 16-bit weight, and none for float32. At construction weights
-    are rounded once to a fine grid (at most 2^-22 of a tensor's largest weight); see ``Walk``.
+    are rounded once to a fine grid, by at most 2^-22 (16 bits: 2^-21) of a tensor's largest weight.
 
     Args:
         params: parameters, (name, parameter) pairs, or groups of either; a group may have its own
