@@ -229,6 +229,14 @@ def test_threads_do_not_change_the_bits_of_a_compiled_kernel(cache: Path) -> Non
 # Without ------------------------------------------------------------------------------------------
 
 
+def cached(monkeypatch: pytest.MonkeyPatch, run: compiled.Run) -> None:
+    """As if this were what the cache holds."""
+    path = compiled.cache_path(PLAIN)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.setattr(compiled, "_load", lambda path: run)
+
+
 def test_a_kernel_that_gives_other_bits_is_refused(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,10 +244,7 @@ def test_a_kernel_that_gives_other_bits_is_refused(
         compiled._call(PLAIN, *tensors)
         tensors[0].view(-1)[-1] += 2.0**-22  # by one quantum, in one weight
 
-    path = compiled.cache_path(PLAIN)
-    path.parent.mkdir(parents=True)
-    path.touch()
-    monkeypatch.setattr(compiled, "_load", lambda path: wrong)
+    cached(monkeypatch, wrong)
     with caplog.at_level(logging.WARNING):
         assert compiled.fetch(PLAIN, CPU) is None
     assert "gave other bits and is not used: float32-rademacher-1-0-0-0" in caplog.text
@@ -248,10 +253,7 @@ def test_a_kernel_that_gives_other_bits_is_refused(
 def test_a_kernel_that_gives_the_same_bits_is_taken(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = compiled.cache_path(PLAIN)
-    path.parent.mkdir(parents=True)
-    path.touch()
-    monkeypatch.setattr(compiled, "_load", lambda path: lambda t: compiled._call(PLAIN, *t))
+    cached(monkeypatch, lambda t: compiled._call(PLAIN, *t))
     assert compiled.fetch(PLAIN, CPU) is not None
 
 
@@ -261,10 +263,7 @@ def test_a_kernel_that_fails_is_refused(
     def fails(tensors: list[Tensor]) -> None:
         raise RuntimeError("no such instruction")
 
-    path = compiled.cache_path(PLAIN)
-    path.parent.mkdir(parents=True)
-    path.touch()
-    monkeypatch.setattr(compiled, "_load", lambda path: fails)
+    cached(monkeypatch, fails)
     with caplog.at_level(logging.INFO):
         assert compiled.fetch(PLAIN, CPU) is None
     assert "passes are slower: no such instruction" in caplog.text

@@ -191,7 +191,7 @@ class Passes:
                 batch.to(piece.weight.device)
                 amounts = batch.amounts[..., piece.tensor].contiguous()
                 self._run(piece, batch.kernel, batch.keys, amounts)
-        elif any(batch.moves[span.tensor] for span in _spans(piece)):
+        elif any(batch.moves[span.tensor] for span in piece.spans):
             batch.to(piece.row.device)
             amounts = batch.amounts[..., piece.owner][..., None, None]
             rows = (piece.row, piece.stream, batch.keys, amounts)
