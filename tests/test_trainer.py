@@ -10,19 +10,20 @@ import pytest
 import torch
 
 from zoobj import UserError, Walk, ZOConfig, ZOTrainer
+from zoobj.data import minibatch
 from zoobj.evaluation import evaluate
 from zoobj.interrupts import Interrupted
 from zoobj.models import load_model
 from zoobj.objectives import TokenF1
-from zoobj.run import Result
+from zoobj.result import Result
 
 KEYS = (
     "objective split n before after difference ci95 verdict method steps evals seconds "
-    "seconds_in_walk tie_rate peak_memory_bytes inference_peak_memory_bytes"
+    "seconds_in_walk tie_rate peak_memory_bytes inference_peak_memory_bytes best_step stop_reason"
 ).split()
 STEP_KEYS = {
     *("step", "move", "values", "n", "failed", "flips", "tie", "eps", "learning_rate", "evals"),
-    *("seconds", "seconds_in_walk", "checksum", "state"),
+    *("seconds", "seconds_in_walk", "checksum", "state", "hash"),
 }
 
 
@@ -75,7 +76,7 @@ def test_the_run_folder_holds_what_is_documented(done: tuple[Path, Result]) -> N
         assert (folder / name).stat().st_size > 0, name
     steps = lines(folder / "log.jsonl")
     assert [line["step"] for line in steps] == [0, 1, 2, 3]
-    assert all(set(line) == STEP_KEYS for line in steps)
+    assert [set(line) - STEP_KEYS for line in steps] == [{"run"}, set(), set(), set()]
     assert [line["checksum"] is not None for line in steps] == [True, False, True, False]
 
 
@@ -216,7 +217,8 @@ def test_on_error_drop_loses_the_step_and_goes_on(tmp_path: Path) -> None:
     assert all(line["move"] == [] and line["values"] == [None, None] for line in failed)
     assert not any(line["tie"] for line in failed)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["after"] is None  # nothing was measured, so there is no number
+    # The base is best, since nothing else could be measured; it is not asked about again.
+    assert (result["best_step"], result["difference"]) == (0, 0.0)
     assert result["verdict"] == "not shown"
 
 
@@ -301,8 +303,8 @@ def test_learning_rate_schedules(tmp_path: Path, kind: str) -> None:
 
 def test_minibatches_are_shuffled_epochs(tmp_path: Path) -> None:
     trainer = ZOTrainer(args=small(tmp_path / "run"))
-    trainer.data = {"train": trainer.task.examples("train", limit=20)}
-    stream = [e.index for step in range(5) for e in trainer._minibatch(step)]
+    examples = trainer.task.examples("train", limit=20)
+    stream = [e.index for step in range(5) for e in minibatch(examples, 8, 3, step)]
     assert sorted(stream[:20]) == sorted(stream[20:]) == list(range(20))
     assert stream[:20] != stream[20:]
-    assert [e.index for e in trainer._minibatch(3)] == stream[24:32]
+    assert [e.index for e in minibatch(examples, 8, 3, 3)] == stream[24:32]

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
@@ -45,8 +47,14 @@ def make_scorer(args: ZOConfig, model: Any, tokenizer: Any, task: Task) -> Score
     )
 
 
-def make_model(args: ZOConfig, model: Any = None, tokenizer: Any = None) -> tuple[Any, Any]:
-    """The model that the settings name and its tokenizer, or the ones given, ready to be scored."""
+def make_model(
+    args: ZOConfig, model: Any = None, tokenizer: Any = None, peft_config: Any = None
+) -> tuple[Any, Any]:
+    """The model that the settings name and its tokenizer, or the ones given, ready to be scored.
+
+    With a ``peft_config`` the model gets an adapter, which alone is tuned; its first weights are a
+    function of the seed, so that a run can be resumed and replayed.
+    """
     if model is None:
         model, loaded = load_model(
             args.model_name_or_path,
@@ -58,8 +66,20 @@ def make_model(args: ZOConfig, model: Any = None, tokenizer: Any = None) -> tupl
         tokenizer = tokenizer or loaded
     elif tokenizer is None:
         raise UserError("a model given as an object needs its tokenizer: processing_class=...")
+    if peft_config is not None:
+        model = _with_adapter(model, peft_config, args.seed)
     prepare(model, tokenizer)
     return model, tokenizer
+
+
+def _with_adapter(model: Any, peft_config: Any, seed: int) -> Any:
+    try:
+        from peft import get_peft_model
+    except ImportError as error:
+        raise UserError("peft_config needs the package peft: pip install 'zoobj[peft]'") from error
+    with torch.random.fork_rng():  # peft draws from the global state, which is put back
+        torch.manual_seed(derive(seed) % 2**63)  # noqa: TID251
+        return get_peft_model(model, peft_config)
 
 
 def make_walk(args: ZOConfig, model: Any) -> Walk:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"zoobj: {error}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("zoobj: interrupted before there was anything to save", file=sys.stderr)
+        print("zoobj: interrupted before a run had begun", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
@@ -76,6 +76,8 @@ def _parser() -> _Parser:
     for name, run, text, flags in (
         ("train", _train, "tune a model", _train_flags),
         ("eval", _eval, "score a model", _eval_flags),
+        ("replay", _replay, "from a base model and a log to weights", _replay_flags),
+        ("log", _log, "check a run's log and show it", _log_flags),
         ("ls", _ls, "list tasks, objectives or methods", _ls_flags),
         ("validate", _validate, "check a task, an objective or a config", _validate_flags),
         ("env", _env, "versions and hardware, for bug reports", lambda parser: None),
@@ -98,7 +100,7 @@ def _setting_flags(parser: argparse.ArgumentParser, names: Sequence[str] | None 
         if names is not None and name not in names:
             continue
         default = "" if field.default is None else f" [{field.default}]"
-        alone = field.annotation is bool  # "--overwrite_output_dir" says true by itself
+        alone = field.annotation in (bool, bool | str)  # "--push_to_hub" says true by itself
         parser.add_argument(
             f"--{name}",
             default=argparse.SUPPRESS,
@@ -180,6 +182,50 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
+_MODEL = ("model_name_or_path", "gguf_file", "dtype", "device_map", "trust_remote_code")
+
+
+def _replay_flags(parser: argparse.ArgumentParser) -> None:
+    _setting_flags(parser, _MODEL)
+    parser.add_argument(
+        "--log",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="log or run folder; several: their mean",
+    )
+    parser.add_argument(
+        "--until", metavar="STEP", help="so many steps; -N: all but the last N [all]"
+    )
+    parser.add_argument(
+        "--average", metavar="N", help="mean of the weights after the last N steps [1]"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="new folder for the model")
+
+
+def _replay(args: argparse.Namespace) -> int:
+    told = {name: value for name, value in vars(args).items() if name in _MODEL}
+    until = None if args.until is None else _whole("--until", args.until)
+    last = _count("--average", args.average) or 1
+    _quiet()
+    from zoobj.replay import replay
+
+    print(replay(args.log, args.output, until, last, told))
+    return 0
+
+
+def _log_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN", help="run folder or log.jsonl")
+    parser.add_argument("--lines", metavar="N", help="lines shown of head and tail [3]")
+
+
+def _log(args: argparse.Namespace) -> int:
+    from zoobj.show import show
+
+    print(show(args.path, _count("--lines", args.lines) or 3))
+    return 0
+
+
 def _ls_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["tasks", "objectives", "methods"])
 
@@ -215,7 +261,7 @@ def _env(args: argparse.Namespace) -> int:
 
     import torch
 
-    from zoobj.run import git_commit, versions
+    from zoobj.environment import git_commit, versions
 
     for name, value in versions().items():
         print(f"{name:<14} {value}")
@@ -235,6 +281,12 @@ def _check_names(settings: Any) -> None:
     if settings.objective is not None:
         find("objective", settings.objective)
     find("method", settings.method)
+
+
+def _whole(flag: str, text: str) -> int:
+    if not text.removeprefix("-").isdecimal():
+        raise UserError(f"{flag} {text!r}: a whole number is needed")
+    return int(text)
 
 
 def _count(flag: str, text: str | None) -> int | None:

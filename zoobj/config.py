@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from zoobj.errors import UserError, closest
 from zoobj.models import TINY_QA
@@ -66,13 +66,56 @@ class ZOConfig(BaseModel):
     )
     max_evals: int | None = Field(None, ge=1, description="budget in scored training examples")
     max_steps: int | None = Field(None, ge=1, description="budget in steps")
+    max_seconds: float | None = Field(
+        None, gt=0, description="stop after so many seconds of steps and evaluations"
+    )
+    max_reward_calls: int | None = Field(
+        None, ge=1, description="stop before the objective is called more often on a batch"
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop after so many validations without a better value"
+    )
+    early_stopping_threshold: float = Field(
+        0.0, ge=0, description="by how much a value must be better to count"
+    )
+    target_value: float | None = Field(None, description="stop once validation reaches it")
     eval_steps: int = Field(25, ge=1, description="steps between validations")
     seed: int = Field(0, ge=0, lt=2**63, description="of directions, data order and sampling")
 
     output_dir: str = Field("zoobj-run", description="run folder")
     overwrite_output_dir: bool = Field(False, description="replace an earlier run there")
-    resume_from_checkpoint: bool = Field(False, description="continue the run in output_dir")
+    resume_from_checkpoint: bool | str = Field(
+        False, description="continue the run in output_dir, or in the run folder given here"
+    )
+    branch_from: str | None = Field(
+        None, description="begin where another run stood: its folder or log, and @STEP"
+    )
+    save_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints; none: the log brings back any step"
+    )
+    save_total_limit: int | None = Field(
+        None, ge=1, description="most checkpoints kept, the one best on validation among them"
+    )
+    logging_steps: int = Field(1, ge=1, description="steps between reports to callbacks")
+    report_to: str = Field(
+        "none", description="tensorboard, trackio, wandb, ...; several by commas"
+    )
+    run_name: str | None = Field(None, description="of the run, in trackers")
+    project: str = Field("zoobj", description="of the run, in trackers that have projects")
+    sample_steps: int = Field(
+        50, ge=1, description="steps between tables of samples, where stderr is a terminal"
+    )
     disable_tqdm: bool = Field(False, description="no progress bar")
+    push_to_hub: bool = Field(False, description="upload the tuned model at the end")
+    hub_model_id: str | None = Field(None, description="where to; default: output_dir's name")
+    hub_private_repo: bool = Field(False, description="make it private where it is new")
+
+    @field_validator("resume_from_checkpoint", mode="before")
+    @classmethod
+    def _words_for_bool(cls, value: Any) -> Any:
+        """Flags arrive as text; what is no word for yes or no is a path."""
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        return words.get(value.lower(), value) if isinstance(value, str) else value
 
     def __init__(self, **settings: Any):
         try:
@@ -81,16 +124,27 @@ class ZOConfig(BaseModel):
             raise UserError(_explain(error)) from None
 
 
-# What may differ between a run and its continuation; all else would make it another run.
+# What may differ between a run and its continuation; all else would make it another run. Models and
+# data are known by their fingerprints, so that they may be moved.
 MAY_CHANGE_ON_RESUME = {
-    "max_evals",
-    "max_steps",
-    "output_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "disable_tqdm",
-    "per_device_eval_batch_size",
+    *("model_name_or_path", "gguf_file", "device_map", "trust_remote_code"),
+    *("train_file", "validation_file", "test_file", "per_device_eval_batch_size"),
+    *("max_evals", "max_steps", "max_seconds", "max_reward_calls", "target_value"),
+    *("early_stopping_patience", "early_stopping_threshold"),
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "branch_from"),
+    *("save_steps", "save_total_limit", "logging_steps", "sample_steps", "disable_tqdm"),
+    *("report_to", "run_name", "project", "push_to_hub", "hub_model_id", "hub_private_repo"),
 }
+# What a continued run does not take from the settings it had; a branch takes less.
+_OF_ONE_CALL = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
+_OF_ONE_RUN = {"branch_from", "run_name", "push_to_hub", "hub_model_id", "hub_private_repo"}
+
+
+def taken_over(args: ZOConfig, earlier: dict[str, Any], branch: bool) -> ZOConfig:
+    """The settings, with those that were left open as an earlier run had them."""
+    left_out = {*args.model_fields_set, *_OF_ONE_CALL, *(_OF_ONE_RUN if branch else ())}
+    inherited = {key: value for key, value in earlier.items() if key not in left_out}
+    return ZOConfig(**inherited, **args.model_dump(include=args.model_fields_set))
 
 
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -99,22 +153,32 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: no such file, no mapping, or an unknown key, with the closest one.
     """
+    settings = read_yaml(path)
+    settings.pop("environment", None)  # what a run folder's own config.yaml adds, for the record
+    for key in settings:
+        if key not in ZOConfig.model_fields:
+            raise UserError(f"{path}: unknown key {key!r}{_key_hint(str(key))}")
+    return settings
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A mapping in a YAML file.
+
+    Raises:
+        UserError: no such file, or no mapping.
+    """
     import yaml
 
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"--config {path}: no such file")
+        raise UserError(f"{path}: no such file")
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"--config {path}: a mapping of settings is needed, as in 'eps: 0.001'")
-    settings.pop("environment", None)  # what a run folder's own config.yaml adds, for the record
-    for key in settings:
-        if key not in ZOConfig.model_fields:
-            raise UserError(f"--config {path}: unknown key {key!r}{_key_hint(str(key))}")
-    return settings
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a mapping of settings is needed, as in 'eps: 0.001'")
+    return content
 
 
 def _key_hint(key: str) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 from zoobj.assemble import make_model, make_scorer, make_task
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
+from zoobj.files import write_json
 from zoobj.objective import Batch, Objective, as_objective, is_score
 from zoobj.registry import find
-from zoobj.run import write_json
 from zoobj.scoring import as_batch, check_needs
 from zoobj.signal import Outcome, judge
 from zoobj.task import SPLITS, Example, Task

@@ -19,6 +19,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
+        self.name = "SIGINT"  # of the last signal
         self._pending = False
         self._holding = 0
         self._previous: dict[int, Any] = {}
@@ -52,6 +53,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
         if self._holding:
             self._pending = True
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoobj.config import ZOConfig
-from zoobj.run import Result
+from zoobj.result import Result
 from zoobj.signal import Outcome
 
 SHOWN = 10  # examples in the table

@@ -1,28 +1,25 @@
-"""The run folder: settings, log, metrics, the tuned model, the result.
+"""The run folder: settings, log, metrics, checkpoints, the tuned model, the result.
 
 ``log.jsonl`` holds one line a step, and a line is all that is needed to repeat the step: replaying
-the moves of a log on the base model gives the tuned weights bit for bit.
+the moves of a log on the base model gives the tuned weights bit for bit. A folder belongs to one
+process at a time, and everything in it is on disk when it is reported.
 """
 
-import hashlib
-import json
 import os
-import resource
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from filelock import FileLock, Timeout
 
-from zoobj.config import MAY_CHANGE_ON_RESUME, ZOConfig
+from zoobj.config import ZOConfig
+from zoobj.environment import git_commit, versions
 from zoobj.errors import UserError
-from zoobj.signal import Verdict
+from zoobj.files import remove_folder, replace_folder, replace_text, write_json, writing
+from zoobj.identity import Parent, check_same, recorded
+from zoobj.journal import Journal
+from zoobj.log import Line, Log
 
 CONFIG, LOG, METRICS, RESULT, CARD, REPORT = (
     "config.yaml",
@@ -32,235 +29,231 @@ CONFIG, LOG, METRICS, RESULT, CARD, REPORT = (
     "README.md",
     "report.html",
 )
-_PACKAGES = ("zoobj", "torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn")
+STOP = "STOP"  # a file of this name in the folder ends the run
+_LOCK, _PENDING, _OUTCOMES = ".lock", "pending.jsonl", "outcomes.jsonl"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run comes to. ``before`` and ``after`` are measured on ``n`` held-out examples.
+def run_folder(args: ZOConfig) -> Path:
+    """Where the run is written."""
+    return Path(args.output_dir).expanduser()
 
-    ``evals`` counts scored training examples, both sides of a pair; ``ci95`` is a paired bootstrap
-    of the difference; ``seconds`` are those of steps and evaluations, earlier sessions of a resumed
-    run included; memory is bytes.
-    """
 
-    objective: str
-    split: str
-    n: int
-    before: float
-    after: float
-    difference: float
-    ci95: tuple[float, float]
-    verdict: Verdict
-    method: str
-    steps: int
-    evals: int
-    seconds: float
-    seconds_in_walk: float
-    tie_rate: float
-    peak_memory_bytes: int
-    inference_peak_memory_bytes: int
+def resumes(args: ZOConfig) -> bool:
+    """Whether there is a run to continue; one that was killed before its first line is none."""
+    return bool(args.resume_from_checkpoint) and (run_folder(args) / CONFIG).is_file()
 
-    def __str__(self) -> str:
-        low, high = self.ci95
-        return (
-            f"{self.objective} on {self.n} {self.split} examples: {self.before:.4f} -> "
-            f"{self.after:.4f}, difference {self.difference:+.4f} [{low:+.4f}, {high:+.4f}]: "
-            f"{self.verdict}"
-        )
+
+def has_steps(args: ZOConfig) -> bool:
+    """Whether there is a run to continue that has logged something."""
+    log = run_folder(args) / LOG
+    return resumes(args) and log.is_file() and log.stat().st_size > 0
 
 
 def check_output_dir(args: ZOConfig) -> None:
     """Refuse a folder that holds something, unless the user said what to do with it."""
-    path = Path(args.output_dir).expanduser()
+    path = run_folder(args)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path} is a file: choose another")
     if args.resume_from_checkpoint:
-        if not (path / CONFIG).is_file():
+        if not resumes(args) and not (path.is_dir() and _empty(path)):
             raise UserError(f"--resume_from_checkpoint: no run in {path} (it has no {CONFIG})")
         return
-    if path.is_dir() and any(path.iterdir()) and not args.overwrite_output_dir:
+    if path.is_dir() and not _empty(path) and not args.overwrite_output_dir:
         raise UserError(
             f"--output_dir {path} is not empty: choose another, --overwrite_output_dir, or "
             "--resume_from_checkpoint to continue the run there"
         )
 
 
+def _empty(path: Path) -> bool:
+    """Nothing is there but what a run leaves that was killed before it began."""
+    return all(file.name == _LOCK or file.name.endswith(".tmp") for file in path.iterdir())
+
+
 class RunFolder:
-    """Writes a run; what was reported as done is on disk.
+    """Writes a run; what was reported as done is on disk. To be closed.
 
     Args:
-        args: the run's settings; ``output_dir`` is made, or cleared of an earlier run.
-        data: fingerprints of the splits, which a continued run must share.
+        args: the run's settings; ``output_dir`` is made.
+
+    Attributes:
+        log: of the steps; ``metrics``: of the evaluations.
+        pending: outcomes of the step in flight; ``outcomes``: of test.
+        start: the step where this run began, above 0 if it branched off another.
+        this: what makes the run this one, once it has begun.
+        recorded: what config.yaml says of the run that is continued.
+
+    Raises:
+        UserError: another process writes there, or what is there is damaged.
     """
 
-    def __init__(self, args: ZOConfig, data: dict[str, str]):
-        self.path = Path(args.output_dir).expanduser()
-        self.steps: list[dict[str, Any]] = []
-        self.evaluations: list[dict[str, Any]] = []
-        if args.resume_from_checkpoint:
-            self._check_same(args, data)
-            self.steps = _read_lines(self.path / LOG)
-            self.evaluations = _read_lines(self.path / METRICS)
-            _check_consecutive(self.steps, self.path / LOG)
-        else:
+    def __init__(self, args: ZOConfig):
+        self.path = run_folder(args)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / _LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"--output_dir {self.path}: another process is writing there; wait for it, or "
+                "choose another folder"
+            ) from None
+        try:
+            check_output_dir(args)  # again: it may have been another's a moment ago
+            self._open(args)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, args: ZOConfig) -> None:
+        if not args.resume_from_checkpoint:
             self._clear()
-        self._write_config(args, data)
+        for stale in self.path.glob(".*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        self.log = Log(self.path / LOG, steps=True)
+        self.metrics = Log(self.path / METRICS)
+        self.pending = Journal(self.path / _PENDING)
+        self.outcomes = Journal(self.path / _OUTCOMES)
+        self.recorded = recorded(self.path / CONFIG) if resumes(args) else None
+        self.start = _start(self.recorded) if self.recorded else 0
 
-    def log_step(self, line: dict[str, Any]) -> None:
-        """Append a step to the log, flushed to disk."""
-        self.steps.append(line)
-        _append(self.path / LOG, line)
+    def begin(self, this: Line, args: ZOConfig, parent: Parent | None) -> None:
+        """Write the settings down, or check that they are those of the run there.
 
-    def log_evaluation(self, line: dict[str, Any]) -> None:
-        """Append an evaluation to the metrics."""
-        self.evaluations.append(line)
-        _append(self.path / METRICS, line)
+        Args:
+            this: what makes the run this one, from ``identity``.
+            args: all settings.
+            parent: the run that this one branches off, whose steps become its first.
 
-    def evaluation(self, step: int, split: str) -> dict[str, Any] | None:
+        Raises:
+            UserError: settings, data or base that would make it another run, by key.
+        """
+        this = {**this, "parent": parent.facts if parent else None}
+        if self.recorded is not None:
+            this["parent"] = self.recorded["parent"]
+            earlier = self.recorded
+            if len(self.steps) > self.start:  # the log can't be altered without a trace
+                earlier = self.steps[self.start].get("run", earlier)
+            check_same(earlier, this, self.path)
+        if parent is not None:
+            replace_text(self.path / LOG, parent.text)
+            self.log = Log(self.path / LOG, steps=True)
+        self.start, self.this = _start(this), this
+        self._write_config(args)
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._lock.release()
+
+    @property
+    def steps(self) -> list[Line]:
+        """The lines of the log."""
+        return self.log.lines
+
+    def log_step(self, line: Mapping[str, Any], timings: Mapping[str, float]) -> None:
+        """Append a step to the log; the first of a run says what run it is."""
+        begins = {"run": self.this} if len(self.steps) == self.start else {}
+        self.log.append({**line, **begins}, timings)
+        self.pending.clear()
+
+    def log_evaluation(self, line: Mapping[str, Any], timings: Mapping[str, float]) -> None:
+        """Append an evaluation to the metrics, bound to the log as it stood at its step."""
+        bound = self.log.hash_at(line["step"])
+        self.metrics.append({**line, "log": bound}, timings)
+
+    @property
+    def evals(self) -> int:
+        """Training examples scored so far, both sides of a pair; of a branch, all of its line."""
+        return self.steps[-1]["evals"] if self.steps else 0
+
+    @property
+    def calls(self) -> int:
+        """How often this run called the objective on a batch; steps and evaluations."""
+        return sum(len(line["values"]) for line in self.steps[self.start :]) + len(self.evaluations)
+
+    @property
+    def seconds(self) -> float:
+        """Of the steps and evaluations of this run."""
+        lines = (*self.steps[self.start :], *self.evaluations)
+        return sum(float(line["seconds"]) for line in lines)
+
+    @property
+    def seconds_in_walk(self) -> float:
+        """Of the steps of this run."""
+        return sum(float(line["seconds_in_walk"]) for line in self.steps[self.start :])
+
+    @property
+    def tie_rate(self) -> float:
+        """Share of the steps of this run that tied."""
+        steps = self.steps[self.start :]
+        return sum(line["tie"] for line in steps) / max(1, len(steps))
+
+    @property
+    def evaluations(self) -> list[Line]:
+        """The lines of the metrics that belong to the log; others are of steps that were lost."""
+        return [
+            line
+            for line in self.metrics.lines
+            if line["step"] <= len(self.steps) and line["log"] == self.log.hash_at(line["step"])
+        ]
+
+    def evaluation(self, step: int, split: str) -> Line | None:
         """The evaluation of a split at this step, if it was paid for already."""
         found = (e for e in self.evaluations if e["step"] == step and e["split"] == split)
         return next(found, None)
 
     def save_model(self, model: Any, tokenizer: Any) -> None:
         """The model in Hugging Face format, loadable without zoobj."""
-        model.save_pretrained(self.path)
-        tokenizer.save_pretrained(self.path)
 
-    def write_result(self, result: Result) -> None:
-        write_json(self.path / RESULT, asdict(result))
+        def place(folder: Path) -> None:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+        staging = self.path / ".model"
+        replace_folder(staging, place)
+        with writing(self.path):
+            for index in self.path.glob("*.index.json"):
+                index.unlink()  # without it, shards of two versions are not taken for a model
+            files = sorted(staging.iterdir(), key=lambda f: f.name.endswith(".index.json"))
+            for file in files:
+                os.replace(file, self.path / file.name)
+        remove_folder(staging)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        write_json(self.path / RESULT, dict(result))
 
     def write_card(self, text: str) -> None:
-        (self.path / CARD).write_text(text, encoding="utf-8")
+        replace_text(self.path / CARD, text)
 
     def _clear(self) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        for old in (CONFIG, LOG, METRICS, RESULT, CARD, REPORT):
+        """Remove an earlier run, its settings first: half a run is none."""
+        known = (CONFIG, LOG, METRICS, RESULT, CARD, REPORT, STOP, _PENDING, _OUTCOMES)
+        for old in known:
             (self.path / old).unlink(missing_ok=True)
-        for weights in self.path.glob("model*.safetensors*"):  # a larger model has several
-            weights.unlink()
+        for pattern in ("model*.safetensors*", "adapter_model.safetensors"):
+            for weights in self.path.glob(pattern):  # a larger model has several
+                weights.unlink()
         for checkpoint in self.path.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        (self.path / LOG).touch()
+            remove_folder(checkpoint)
 
-    def _write_config(self, args: ZOConfig, data: dict[str, str]) -> None:
+    def _write_config(self, args: ZOConfig) -> None:
         import yaml
 
-        resolved = {
-            **args.model_dump(),
-            "environment": {"versions": versions(), "git_commit": git_commit(), "data": data},
-        }
+        run = {key: value for key, value in self.this.items() if key != "settings"}
+        environment = {"versions": versions(), "git_commit": git_commit(), **run}
+        calls = {"resume_from_checkpoint": False, "overwrite_output_dir": False}
+        resolved = {**args.model_dump(), **calls, "environment": environment}
         text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-        _replace(self.path / CONFIG, text)
-
-    def _check_same(self, args: ZOConfig, data: dict[str, str]) -> None:
-        """Refuse to continue a run under settings or data that would make it another one."""
-        import yaml
-
-        earlier = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
-        for key, value in args.model_dump().items():
-            if key not in MAY_CHANGE_ON_RESUME and key in earlier and earlier[key] != value:
-                raise UserError(
-                    f"--resume_from_checkpoint: {key} was {earlier[key]!r} in {self.path}, now "
-                    f"{value!r}: give the earlier value, or start in another --output_dir"
-                )
-        for split, fingerprint in earlier.get("environment", {}).get("data", {}).items():
-            if data.get(split, fingerprint) != fingerprint:
-                raise UserError(f"--resume_from_checkpoint: the {split} data have changed")
+        replace_text(self.path / CONFIG, text)
 
 
-def _check_consecutive(steps: list[dict[str, Any]], path: Path) -> None:
-    for number, line in enumerate(steps):
-        if line.get("step") != number:
-            raise UserError(f"{path}: line {number + 1} is step {line.get('step')}, not {number}")
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; one that a crash cut short is removed."""
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    lines = []
-    for number, text in enumerate(whole.splitlines(), 1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            raise UserError(f"{path}: line {number} is damaged: start anew elsewhere") from None
-    return lines
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON in one go; NaN, which JSON doesn't know, becomes null."""
-    _replace(path, json.dumps(jsonable(content), indent=2, allow_nan=False) + "\n")
-
-
-def jsonable(value: Any) -> Any:
-    """The value with NaN and infinities replaced by None."""
-    if isinstance(value, dict):
-        return {key: jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float) and not -float("inf") < value < float("inf"):
-        return None
-    return value
-
-
-def _replace(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def checksum(params: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over the bytes of all tensors, by name, as 16 hex digits."""
-    digest = hashlib.sha256()
-    for name, param in sorted(params):
-        digest.update(name.encode())
-        data = param.detach().contiguous().view(-1).view(torch.uint8).cpu()
-        digest.update(data.numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run's figures depend on."""
-    found = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # an uninstalled clone
-            from zoobj import __version__
-
-            found[package] = __version__ if package == "zoobj" else "absent"
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that zoobj runs from, None if it is installed."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of the GPU's allocator, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _start(identity: Line) -> int:
+    """The step where a run began."""
+    return identity["parent"]["step"] if identity["parent"] else 0

@@ -3,34 +3,35 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_callback import TrainerControl, TrainerState
 
-from zoobj import noise
-from zoobj.assemble import make_method, make_model, make_scorer, make_task, make_walk, method_class
+from zoobj import checkpoint, hub, noise
+from zoobj.assemble import make_method, make_model, make_scorer, make_task, method_class
+from zoobj.callbacks import Callbacks, step_logs
 from zoobj.card import model_card
 from zoobj.config import ZOConfig
+from zoobj.data import load_splits, minibatch
+from zoobj.environment import checksum, peak_memory
 from zoobj.errors import UserError
+from zoobj.files import StorageError, jsonable
+from zoobj.identity import Parent, check_base, identity
 from zoobj.interrupts import Interrupted, Interrupts
+from zoobj.lineage import branch_point, parent_of, pointed_at, taken_up
+from zoobj.log import Line
 from zoobj.objective import as_objective
+from zoobj.replay import verify, walk_after
 from zoobj.report import write_report
-from zoobj.run import REPORT, Result, RunFolder, check_output_dir, checksum, jsonable, peak_memory
-from zoobj.signal import (
-    OnError,
-    Outcome,
-    Pair,
-    compare,
-    floor,
-    judge,
-    loss,
-    paired_bootstrap,
-    verdict,
-)
-from zoobj.task import SPLITS, Example, Task
+from zoobj.result import Result, summarise
+from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
+from zoobj.signal import OnError, Outcome, Pair, compare, floor, judge, loss
+from zoobj.stopping import stop_reason
+from zoobj.task import Example, Task
+from zoobj.walk import Offset, Walk
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +45,16 @@ class ZOTrainer:
 
     Args:
         model: a name, folder or hub id (then ``args.model_name_or_path``), or a causal language
-            model of transformers; every parameter that requires gradients is tuned.
+            model of transformers or peft; every parameter that requires gradients is tuned.
         task: a name, file or Task; by default ``args.task``.
         objective: a name, ``file.py:function``, function or Objective; by default the task's own.
-        args: all other settings.
+        args: all other settings. Of a run that is continued or branched off, those left open are
+            taken over.
         train_dataset, eval_dataset, test_dataset: rows instead of the task's own train,
             validation and test.
         processing_class: the tokenizer of a model given as an object.
-        callbacks: transformers' TrainerCallbacks.
+        callbacks: transformers' TrainerCallbacks, or objects with some of their methods.
+        peft_config: of an adapter to put on the model; it alone is tuned and saved.
 
     Raises:
         UserError: for settings that don't fit, before the model is loaded where possible.
@@ -68,13 +71,13 @@ class ZOTrainer:
         test_dataset: Iterable[dict[str, Any]] | None = None,
         processing_class: Any = None,
         callbacks: Sequence[Any] = (),
+        peft_config: Any = None,
     ):
         args = args or ZOConfig()
         named = {"model_name_or_path": model, "task": task, "objective": objective}
         told = {key: value for key, value in named.items() if isinstance(value, str)}
-        self.args = args.model_copy(update=told)
-        self.callbacks = [c() if isinstance(c, type) else c for c in callbacks]
-        self.control = TrainerControl()
+        self.args = taken_up(args.model_copy(update=told))
+        self.callbacks = Callbacks(callbacks, self.args)
         datasets = (train_dataset, eval_dataset, test_dataset)
         self.task = make_task(self.args, None if isinstance(task, str) else task, datasets)
         wanted = self.args.objective if objective is None else objective
@@ -85,10 +88,14 @@ class ZOTrainer:
             check_output_dir(self.args)  # before the wait for the model
         else:
             self.args.model_name_or_path = given.config.name_or_path or type(given).__name__
-        self.model, self.tokenizer = make_model(self.args, given, processing_class)
+        self.model, self.tokenizer = make_model(self.args, given, processing_class, peft_config)
         self.scorer = make_scorer(self.args, self.model, self.tokenizer, self.task)
         self.scorer.between = self._scored
+        self.callbacks.context = {"model": self.model, "processing_class": self.tokenizer}
         self.interrupts = Interrupts()
+        self.walk: Walk
+        self.run: RunFolder
+        self._base_checksum = ""  # of the weights before anything moved them
         self._phase = ""  # what is being scored, for the callbacks
         self._walked = 0  # logged moves that the weights have made
 
@@ -101,54 +108,114 @@ class ZOTrainer:
         elif self.args.objective is None:
             self.args.objective = self.task.objective
 
-    # The run ----------------------------------------------------------------------------------
+    @classmethod
+    def from_log(
+        cls, log: str, until: int | None = None, args: ZOConfig | None = None, **more: Any
+    ) -> "ZOTrainer":
+        """A trainer whose model stands where a run stood; ``train`` branches off there.
 
-    def train(self) -> Result:
-        """Tune, keep the weights that are best on validation, measure before and after on test.
+        Args:
+            log: a run folder or its log.jsonl.
+            until: how many of its steps; by default all.
+            args: settings that differ from the run's, such as ``output_dir``.
+            more: what else ``ZOTrainer`` takes, such as a model object that is the run's base.
 
         Raises:
-            UserError: for bad input, before any training.
+            UserError: no such log or step, or a base model that is not the log's.
+        """
+        step = "" if until is None else f"@{until}"
+        branch = (args or ZOConfig()).model_copy(update={"branch_from": f"{log}{step}"})
+        trainer = cls(args=branch, **more)
+        parent = trainer._parent()
+        trainer._stand(parent.steps if parent else [])
+        return trainer
+
+    # The run ----------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> Result:
+        """Tune, keep the weights that are best on validation, measure before and after on test.
+
+        Args:
+            resume_from_checkpoint: as in the settings, which it replaces.
+
+        Raises:
+            UserError: for bad input, before any training; later for a full disk, no memory or
+                scores that can't be had, with the run saved.
             Interrupted: on Ctrl-C or SIGTERM; the run is saved and can be resumed.
         """
+        if resume_from_checkpoint is not None:
+            told = {"resume_from_checkpoint": resume_from_checkpoint}
+            self.args = pointed_at(self.args.model_copy(update=told))
         check_output_dir(self.args)
-        self.max_steps = self._budget()
-        self.data = {split: self._load(split) for split in SPLITS}
-        self._check_data()
-        self._preflight()
+        self.max_steps, self.limit = self._budget()
+        if self.args.push_to_hub:
+            hub.check()
+        self.data = load_splits(self.args, self.task, self.scorer)
         self.method = make_method(self.args)
-        fingerprints = {split: self.task.fingerprint(self.data[split]) for split in SPLITS}
-        self.walk = make_walk(self.args, self.model)
-        self.run = RunFolder(self.args, fingerprints)
-        with self.interrupts:
-            try:
-                return self._train()
-            except KeyboardInterrupt:
-                raise Interrupted(f"interrupted {self._saved()}") from None
-            except UserError as error:
-                raise UserError(f"{error}; stopped {self._saved()}") from error
-            except Exception:
-                self.walk.goto({})  # whoever holds the model gets it back at no offset
+        if self._walked:
+            self._walk_to(self.run.start)
+        parent = self._parent()
+        if not resumes(self.args):
+            self._preflight()
+        with RunFolder(self.args) as self.run, self.interrupts:
+            return self._guarded(parent)
+
+    def _parent(self) -> Parent | None:
+        """The run to branch off, if its steps are not in this run's log already."""
+        self._base_checksum = self._base_checksum or checksum(self.model.named_parameters())
+        if self.args.branch_from is None or has_steps(self.args):
+            return None
+        parent = parent_of(self.args)
+        check_base(parent.run, self.args.model_name_or_path, self._base_checksum)
+        return parent
+
+    def _begin(self, parent: Parent | None) -> None:
+        """Make sure that it is the run that was begun, and stand where it begins."""
+        fingerprints = {split: self.task.fingerprint(self.data[split]) for split in self.data}
+        this = identity(self.args, self._base_checksum, self.tokenizer, fingerprints)
+        self.run.begin(this, self.args, parent)
+        self._stand(self.run.steps[: self.run.start])
+
+    def _stand(self, steps: Sequence[Line]) -> None:
+        """Take the base model to where the run begins: nowhere, or through its parent's steps."""
+        if not hasattr(self, "walk"):
+            self.walk = walk_after(self.model, steps, self.args)
+            self._walked = len(steps)
+
+    def _guarded(self, parent: Parent | None) -> Result:
+        """Train; whatever stops it, nothing that was paid for is lost."""
+        self._before: Outcome | None = None
+        self._begin(parent)
+        try:
+            return self._train()
+        except KeyboardInterrupt:
+            name = self.interrupts.name
+            raise Interrupted(f"interrupted by {name} {self._cut_off(name)}") from None
+        except StorageError as error:
+            raise StorageError(f"{error}; {self._where()}") from error
+        except UserError as error:
+            raise UserError(f"{error}; stopped {self._cut_off('error')}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
                 raise
+            raise UserError(
+                f"out of memory: lower per_device_eval_batch_size; {self._where()}"
+            ) from error
+        finally:
+            self.walk.goto({})  # whoever holds the model gets it back at no offset
 
     def _train(self) -> Result:
-        self._notify("on_train_begin")
-        before = self._evaluate("test", step=0)
-        inference_memory = peak_memory(self.model.device)
+        self._tell_state()
+        self.callbacks.tell("on_train_begin")
+        before = self._before = self._test(self.run.start)
         self._resume()
-        for step in range(len(self.run.steps), self.max_steps):
-            digest = None
-            if step % self.args.eval_steps == 0:
-                self._validate(step)
-                digest = checksum(self.model.named_parameters())
-            self._step(step, digest)
-            if self.control.should_training_stop:
-                break
+        reason = self._loop()
         self._validate(len(self.run.steps))
         best = self._save_best()
-        after = self._evaluate("test", step=best)
-        result = self._result(before, after, inference_memory)
-        self.run.write_result(result)
-        self.run.write_card(model_card(self.args, result, self.run.evaluations))
+        after = self._test(best)
+        result = self._summary(before, after, best, reason)
+        self.run.write_result(asdict(result))
+        self.run.write_card(model_card(self.args, result, self.run))
         write_report(
             self.run.path / REPORT,
             self.args,
@@ -158,8 +225,32 @@ class ZOTrainer:
             before,
             after,
         )
-        self._notify("on_train_end")
+        self.callbacks.tell("on_train_end")
+        if self.args.push_to_hub:
+            logger.info("uploaded to %s", hub.push(self.run.path, self.args))
         return result
+
+    def _loop(self) -> str:
+        """Steps, until a budget or a rule ends them; says which."""
+        control = self.callbacks.control
+        control._new_training()
+        offsets = method_class(self.args.method).evaluations
+        for step in range(len(self.run.steps), self.max_steps):
+            digest = None
+            if step % self.args.eval_steps == 0 or step == self.run.start:
+                self._validate(step)
+                digest = checksum(self.model.named_parameters())
+            if reason := stop_reason(self.args, self.run, self.objective, offsets):
+                return reason
+            control._new_step()
+            self._step(step, digest)
+            if control.should_evaluate:
+                self._validate(step + 1)
+            if control.should_save or (step + 1) % (self.args.save_steps or step + 2) == 0:
+                self._checkpoint()
+            if control.should_training_stop:
+                return "callback"
+        return self.limit
 
     def _step(self, step: int, digest: str | None) -> None:
         """Score one minibatch at every offset, move, and write the step down.
@@ -167,13 +258,13 @@ class ZOTrainer:
         ``digest`` is the checksum of the weights it starts from, where one was taken.
         """
         start, walked = time.perf_counter(), self.walk.seconds
+        self.callbacks.tell("on_step_begin")
         self.method.learning_rate = self._learning_rate(step)
-        examples = self._minibatch(step)
-        outcomes = []
+        size, seed = self.args.per_device_train_batch_size, self.args.seed
+        examples = minibatch(self.data["train"], size, seed, step)
         self._phase = "train"
-        for offset in self.method.offsets(step):
-            self.walk.goto(offset)
-            outcomes.append(self._score(examples, seed=noise.derive(self.args.seed, step)))
+        offsets = enumerate(self.method.offsets(step))
+        outcomes = [self._outcome(number, offset, examples) for number, offset in offsets]
         sides = zip(outcomes[::2], outcomes[1::2], strict=True)
         pairs = [compare(self.objective, plus, minus) for plus, minus in sides]
         values = [value for pair in pairs for value in (pair.plus, pair.minus)]
@@ -188,24 +279,38 @@ class ZOTrainer:
             "tie": all(pair.tie for pair in pairs),
             "eps": self.method.eps,
             "learning_rate": self.method.learning_rate,
-            "evals": self._evals() + len(outcomes) * len(examples),
-            "seconds": round(time.perf_counter() - start, 4),
-            "seconds_in_walk": round(self.walk.seconds - walked, 4),
+            "evals": self.run.evals + len(outcomes) * len(examples),
             "checksum": digest,
             "state": self.method.state_dict(),
+        }
+        timings = {
+            "seconds": round(time.perf_counter() - start, 4),
+            "seconds_in_walk": round(self.walk.seconds - walked, 4),
         }
         with self.interrupts.held():
             self.walk.commit(move)
             self._walked += 1
-            self.run.log_step(line)
+            self.run.log_step(line, timings)
         self._report(pairs, outcomes)
+
+    def _outcome(self, number: int, offset: Offset, examples: Sequence[Example]) -> Outcome:
+        """The scores of a minibatch at an offset; once only."""
+        key = f"{self.run.log.hash}/{number}"
+        outcome = self.run.pending.get(key, examples)
+        if outcome is None:
+            self.walk.goto(offset)
+            outcome = self._score(examples, seed=noise.derive(self.args.seed, len(self.run.steps)))
+            self.run.pending.put(key, outcome)
+        return outcome
 
     def _report(self, pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> None:
         """Tell the callbacks; stop where the objective fails again and again."""
-        values = [v for pair in pairs for v in (pair.plus, pair.minus) if not math.isnan(v)]
-        value = sum(values) / len(values) if values else None
-        self._notify("on_log", logs={"value": value, "tie_rate": self._tie_rate()})
-        self._notify("on_step_end")
+        self._tell_state()
+        line = self.run.steps[-1]
+        if len(self.run.steps) % self.args.logging_steps == 0:
+            logs = step_logs(line, self.objective.name, pairs, self.run.tie_rate)
+            self.callbacks.log({**logs, "epoch": self.callbacks.state.epoch})
+        self.callbacks.tell("on_step_end", samples=outcomes)
         lately = self.run.steps[-_HOPELESS:]
         if len(lately) == _HOPELESS and not any(line["n"] for line in lately):
             error = next((o.error for o in outcomes if o.error), "every score was None or NaN")
@@ -214,12 +319,38 @@ class ZOTrainer:
             if outcome.error:
                 logger.warning("step %d: %s", len(self.run.steps) - 1, outcome.error)
 
+    # Where the weights stand --------------------------------------------------------------------
+
     def _resume(self) -> None:
-        """Take up an earlier run, if there was one: its moves, and what the method remembered."""
-        if self.run.steps:
-            self._walk_to(len(self.run.steps))
-            self.method.load_state_dict(self.run.steps[-1]["state"])
-            logger.info("resumed at step %d", len(self.run.steps))
+        """Take up an earlier session: its moves, from a checkpoint or all, and the method's state.
+
+        Raises:
+            UserError: the weights are not those that were logged.
+        """
+        steps, start = self.run.steps, self.run.start
+        if len(steps) == start:
+            return
+        self._load_checkpoint()
+        known = [line for line in steps[max(start, self._walked) :] if line["checksum"]]
+        if known:
+            self._walk_to(known[-1]["step"])
+            verify(self.model, self.walk, known[-1])
+        self._walk_to(len(steps))
+        self.method.load_state_dict(steps[-1]["state"])
+        logger.info("resumed at step %d", len(steps))
+
+    def _load_checkpoint(self) -> None:
+        """Stand at the last checkpoint that is sound and of this log, if there is one."""
+        named = self.args.resume_from_checkpoint
+        asked = Path(named).name if isinstance(named, str) else ""
+        for step, folder in reversed(checkpoint.checkpoints(self.run.path)):
+            if asked.startswith("checkpoint-") and folder.name != asked:
+                continue
+            if not self.run.start < step <= len(self.run.steps):
+                continue
+            if checkpoint.load(folder, self.model, self.walk, self.run.log.hash_at(step)):
+                self._walked = step
+                return
 
     def _walk_to(self, step: int) -> None:
         """Make or take back logged moves, so that the weights are those before this step."""
@@ -230,6 +361,17 @@ class ZOTrainer:
         self._walked = step
         self.walk.goto({})
 
+    def _checkpoint(self) -> None:
+        """Save the weights as they are, and what it takes to go on from them."""
+        step = len(self.run.steps)
+        folder = self.run.path / f"checkpoint-{step}"
+        state = self.callbacks.state
+        checkpoint.save(folder, self.model, self.tokenizer, self.walk, self.run.log.hash, state)
+        if self.args.save_total_limit is not None:
+            here = {step for step, _ in checkpoint.checkpoints(self.run.path)}
+            checkpoint.thin_out(self.run.path, self.args.save_total_limit, self._best_step(here))
+        self.callbacks.tell("on_save")
+
     # Scoring ----------------------------------------------------------------------------------
 
     def evaluate(self, split: str = "validation", limit: int | None = None) -> Outcome:
@@ -239,6 +381,15 @@ class ZOTrainer:
     def _score(self, examples: Sequence[Example], seed: int = 0) -> Outcome:
         batch = self.scorer(examples, self.objective.needs, seed)
         return judge(self.objective, batch, self.args.on_error)
+
+    def _test(self, step: int) -> Outcome:
+        """Score test with the weights before a step, unless that was paid for already."""
+        key = f"{self.run.log.hash_at(step)}/test"
+        outcome = self.run.outcomes.get(key, self.data["test"])
+        if outcome is None:
+            outcome = self._evaluate("test", step)
+            self.run.outcomes.put(key, outcome, note=peak_memory(self.model.device))
+        return outcome
 
     def _evaluate(self, split: str, step: int) -> Outcome:
         """Score a split at theta; written to the metrics."""
@@ -253,115 +404,97 @@ class ZOTrainer:
             "value": jsonable(outcome.value),
             "n": len(outcome.batch) - outcome.failed,
             "failed": outcome.failed,
-            "seconds": round(time.perf_counter() - start, 4),
         }
-        if self.run.evaluation(step, split) is None:
-            self.run.log_evaluation(line)
-        self._notify("on_evaluate", metrics=line)
+        seconds = {"seconds": round(time.perf_counter() - start, 4)}
+        self.run.log_evaluation(line, seconds)
+        self.callbacks.evaluated({**line, **seconds})
         return outcome
 
     def _validate(self, step: int) -> None:
         """Score validation before this step; one that is in the metrics isn't paid for again."""
         if self.run.evaluation(step, "validation") is None:
             self._evaluate("validation", step)
+            self._tell_state()
         self.walk.goto({})
 
     # Choosing and saving ----------------------------------------------------------------------
 
-    def _best_step(self) -> int:
+    def _best_step(self, among: Collection[int] | None = None) -> int | None:
         """The step whose weights did best on validation; the earliest of equals."""
         done = [
             (loss(self.objective, line["value"]), line["step"])
             for line in self.run.evaluations
             if line["split"] == "validation"
             and line["value"] is not None
-            and line["step"] <= len(self.run.steps)
+            and (among is None or line["step"] in among)
         ]
-        return min(done)[1] if done else len(self.run.steps)
+        return min(done)[1] if done else None
 
     def _save_best(self) -> int:
         """Walk back to the best weights and save them. Exact, since a move can be taken back."""
         best = self._best_step()
+        best = len(self.run.steps) if best is None else best
         self._walk_to(best)
         with self.interrupts.held():
             self.run.save_model(self.model, self.tokenizer)
-        self._notify("on_save")
+        self.callbacks.tell("on_save")
         return best
 
-    def _saved(self) -> str:
+    def _cut_off(self, reason: str) -> str:
         """Save what there is, and say where."""
-        self._save_best()
+        try:
+            best = self._save_best()
+            if self._before is not None:
+                result = self._summary(self._before, None, best, reason)
+                self.run.write_result(asdict(result))
+        except KeyboardInterrupt:  # once more: then the log has to do
+            return self._where()
+        return f"{self._where()}, the best weights so far are saved there"
+
+    def _where(self) -> str:
         return (
-            f"at step {len(self.run.steps)} of {self.max_steps}: saved in {self.run.path}; "
-            "--resume_from_checkpoint continues"
+            f"at step {len(self.run.steps)} of {self.max_steps}: --resume_from_checkpoint "
+            f"{self.run.path} continues"
         )
 
-    def _result(self, before: Outcome, after: Outcome, inference_memory: int) -> Result:
-        both = compare(self.objective, after, before)
-        interval = paired_bootstrap(self.objective, before, after)
-        return Result(
-            objective=self.objective.name,
-            split="test",
-            n=both.n,
-            before=both.minus,
-            after=both.plus,
-            difference=both.plus - both.minus,
-            ci95=interval,
-            verdict=verdict(self.objective, interval),
-            method=self.args.method,
-            steps=len(self.run.steps),
-            evals=self._evals(),
-            seconds=round(sum(x["seconds"] for x in (*self.run.steps, *self.run.evaluations)), 3),
-            seconds_in_walk=round(sum(s["seconds_in_walk"] for s in self.run.steps), 3),
-            tie_rate=self._tie_rate(),
+    def _summary(self, before: Outcome, after: Outcome | None, best: int, reason: str) -> Result:
+        key = f"{self.run.log.hash_at(self.run.start)}/test"
+        return summarise(
+            self.args,
+            self.objective,
+            self.run,
+            before,
+            after,
             peak_memory_bytes=peak_memory(self.model.device),
-            inference_peak_memory_bytes=inference_memory,
+            inference_peak_memory_bytes=self.run.outcomes.note(key) or 0,
+            best_step=best,
+            stop_reason=reason,
         )
 
     # Small parts ------------------------------------------------------------------------------
 
-    def _budget(self) -> int:
-        """Steps that the budget buys."""
-        cost = self.args.per_device_train_batch_size * method_class(self.args.method).evaluations
-        if self.args.max_steps is None and self.args.max_evals is None:
-            return DEFAULT_STEPS
-        limits = [] if self.args.max_steps is None else [self.args.max_steps]
+    def _budget(self) -> tuple[int, str]:
+        """Steps that the budget buys, and the name of what limits them."""
+        size = self.args.per_device_train_batch_size
+        cost = size * method_class(self.args.method).evaluations
+        limits = []
+        if self.args.max_steps is not None:
+            limits.append((self.args.max_steps, "max_steps"))
         if self.args.max_evals is not None:
-            limits.append(self.args.max_evals // cost)
-        if not min(limits):
+            limits.append((self.args.max_evals // cost, "max_evals"))
+        steps, limit = min(limits, default=(DEFAULT_STEPS, "max_steps"))
+        begun = (branch_point(self.args.branch_from)[1] or 0) if self.args.branch_from else 0
+        if not steps:
             raise UserError(
                 f"--max_evals {self.args.max_evals} buys no step: one scores {cost} examples "
-                f"({cost // self.args.per_device_train_batch_size} x "
-                f"per_device_train_batch_size {self.args.per_device_train_batch_size})"
+                f"({cost // size} x per_device_train_batch_size {size})"
             )
-        return min(limits)
-
-    def _load(self, split: str) -> list[Example]:
-        limits = {
-            "train": self.args.max_train_samples,
-            "validation": self.args.max_eval_samples,
-            "test": self.args.max_test_samples,
-        }
-        examples = self.task.examples(split, limits[split])
-        if self.task.held_out(split):
-            logger.info("%s: %d examples cut from train", split, len(examples))
-        if truncated := self.scorer.truncated(examples):
-            logger.warning(
-                "%s: %d of %d prompts are longer than %d tokens; only their last ones are read",
-                split,
-                truncated,
-                len(examples),
-                self.scorer.prompt_limit,
-            )
-        return examples
-
-    def _check_data(self) -> None:
-        size, rows = self.args.per_device_train_batch_size, len(self.data["train"])
-        if size > rows:
+        if steps <= begun:
             raise UserError(
-                f"--per_device_train_batch_size {size} is larger than the {rows} training "
-                f"examples: lower it to {rows} or less"
+                f"--branch_from {self.args.branch_from}: {limit} ends the run at step {steps}, "
+                "counted from the base model: give more"
             )
+        return steps, limit
 
     def _preflight(self) -> None:
         """A few examples through the whole chain: a broken reward shows before any training."""
@@ -376,15 +509,6 @@ class ZOTrainer:
                 "'bounds', or choose drop"
             )
 
-    def _minibatch(self, step: int) -> list[Example]:
-        """Batch ``step`` of an endless stream of shuffled epochs: a function of seed and step."""
-        examples, size = self.data["train"], self.args.per_device_train_batch_size
-        n, first = len(examples), step * size
-        epochs = range(first // n, (first + size - 1) // n + 1)
-        stream = [i for epoch in epochs for i in _order(self.args.seed, epoch, n)]
-        start = first - epochs[0] * n
-        return [examples[i] for i in stream[start : start + size]]
-
     def _learning_rate(self, step: int) -> float:
         """The course of the learning rate: at step 0 its full value."""
         share = step / self.max_steps
@@ -395,28 +519,22 @@ class ZOTrainer:
         }
         return self.args.learning_rate * factors[self.args.lr_scheduler_type]
 
-    def _evals(self) -> int:
-        return self.run.steps[-1]["evals"] if self.run.steps else 0
-
-    def _tie_rate(self) -> float:
-        return sum(line["tie"] for line in self.run.steps) / max(1, len(self.run.steps))
-
     def _scored(self, examples: int) -> None:
-        self._notify("on_prediction_step", examples=examples, phase=self._phase)
+        self.callbacks.tell("on_prediction_step", examples=examples, phase=self._phase)
 
-    def _notify(self, event: str, **more: Any) -> None:
-        if not self.callbacks:
-            return  # on every forward pass there is nobody to tell
-        steps = len(self.run.steps) if hasattr(self, "run") else 0
-        state = TrainerState(global_step=steps, max_steps=getattr(self, "max_steps", 0))
-        for callback in self.callbacks:
-            handler = getattr(callback, event, None)
-            if handler is not None:
-                handler(self.args, state, self.control, model=self.model, **more)
+    def _tell_state(self) -> None:
+        """Bring transformers' TrainerState up to date."""
+        state, step = self.callbacks.state, len(self.run.steps)
+        state.global_step, state.max_steps = step, self.max_steps
+        state.epoch = step * self.args.per_device_train_batch_size / len(self.data["train"])
+        state.logging_steps, state.eval_steps = self.args.logging_steps, self.args.eval_steps
+        best = self._best_step()
+        if best is not None:
+            line = self.run.evaluation(best, "validation")
+            state.best_global_step, state.best_metric = best, line["value"] if line else None
 
 
-@lru_cache(maxsize=2)  # a minibatch may span two epochs; steps of the same one share its order
-def _order(seed: int, epoch: int, n: int) -> list[int]:
-    """The n examples of an epoch, shuffled."""
-    draws = noise.uniform(noise.derive(seed, epoch), noise.ORDER, torch.arange(n))
-    return draws.argsort().tolist()
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether it is torch's or Python's own, on a GPU or a CPU."""
+    known = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, known) or "can't allocate memory" in str(error)

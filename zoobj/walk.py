@@ -110,6 +110,11 @@ class Walk:
         """How many weights are tuned."""
         return sum(grid.flat.numel() for grid in self._grids)
 
+    @property
+    def names(self) -> list[str]:
+        """Of the tuned tensors."""
+        return [grid.name for grid in self._grids]
+
     def goto(self, offset: Offset) -> None:
         """Take the weights to theta + offset, commits included; ``goto({})`` is theta.
 

@@ -1,0 +1,143 @@
+"""transformers' TrainerCallback protocol: what callbacks and trackers are told, and may ask for.
+
+Names of what is logged, as TRL has them where it has any; trackers put train/ before them, and
+eval/ and test/ instead of eval_ and test_:
+
+    reward                  mean of the values of the step's offsets
+    rewards/NAME/mean       the same, by the objective's name
+    frac_reward_zero_std    share of the step's pairs that tie
+    flip_rate               share of its examples whose score differs between the sides
+    tie_rate                share of all steps so far that tied
+    learning_rate, eps, failed, evals, step_time, epoch
+    eval_NAME, test_NAME    the objective on validation and test; also _runtime, _samples
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from zoobj.config import ZOConfig
+from zoobj.errors import UserError, did_you_mean
+from zoobj.log import Line
+
+
+class Callbacks:
+    """Tells callbacks what happens; any object with some of TrainerCallback's methods is one.
+
+    Args:
+        callbacks: instances or classes.
+        args: the run's settings; ``report_to`` adds trackers.
+
+    Attributes:
+        state: transformers' TrainerState.
+        control: transformers' TrainerControl, by which callbacks ask for things.
+
+    Raises:
+        UserError: a tracker that is unknown or not installed.
+    """
+
+    def __init__(self, callbacks: Sequence[Any], args: ZOConfig):
+        made = [callback() if isinstance(callback, type) else callback for callback in callbacks]
+        self.callbacks = [*made, *_trackers(args.report_to)]
+        self.state, self.control = TrainerState(), TrainerControl()
+        self._settings, self._args = args, None
+        self.context: dict[str, Any] = {}  # model, processing_class: what every event comes with
+
+    def tell(self, event: str, **more: Any) -> None:
+        """Call the method of this name of every callback that has it."""
+        if not self.callbacks:
+            return  # on every forward pass there is nobody to tell
+        if self._args is None:
+            self._args = training_arguments(self._settings)
+        for callback in self.callbacks:
+            handler = getattr(callback, event, None)
+            if handler is not None:
+                handler(self._args, self.state, self.control, **self.context, **more)
+
+    def log(self, logs: dict[str, Any]) -> None:
+        """Report figures; those that don't exist are left out."""
+        known = {name: value for name, value in logs.items() if value is not None}
+        self.state.log_history.append({**known, "step": self.state.global_step})
+        self.tell("on_log", logs=known)
+
+    def evaluated(self, line: Line) -> None:
+        """Report a line of the metrics."""
+        prefix = {"validation": "eval"}.get(line["split"], line["split"])
+        metrics = {
+            f"{prefix}_{line['objective']}": line["value"],
+            f"{prefix}_samples": line["n"],
+            f"{prefix}_runtime": line["seconds"],
+            "epoch": self.state.epoch,
+        }
+        self.log(metrics)
+        self.tell("on_evaluate", metrics=metrics)
+
+
+def step_logs(line: Line, objective: str, pairs: Sequence[Any], tie_rate: float) -> dict[str, Any]:
+    """What is reported of a step, from its line of the log."""
+    values = [value for value in line["values"] if value is not None]
+    reward = sum(values) / len(values) if values else None
+    return {
+        "reward": reward,
+        f"rewards/{objective}/mean": reward,
+        "frac_reward_zero_std": sum(pair.tie for pair in pairs) / max(1, len(pairs)),
+        "flip_rate": line["flips"] / max(1, line["n"]),
+        "tie_rate": tie_rate,
+        "failed": line["failed"],
+        "learning_rate": line["learning_rate"],
+        "eps": line["eps"],
+        "evals": line["evals"],
+        "step_time": line["seconds"],
+    }
+
+
+def training_arguments(args: ZOConfig) -> Any:
+    """The settings as callbacks expect them: transformers' TrainingArguments, with ours added.
+
+    It is filled without its ``__init__``, which would set up devices and processes.
+    """
+    from transformers import TrainingArguments
+
+    class Arguments(TrainingArguments):
+        def __init__(self) -> None:  # fields keep their defaults
+            for field in dataclasses.fields(TrainingArguments):
+                default = field.default
+                if field.default_factory is not dataclasses.MISSING:
+                    default = field.default_factory()
+                object.__setattr__(self, field.name, default)
+
+        def to_dict(self) -> dict[str, Any]:
+            return args.model_dump()
+
+        def to_sanitized_dict(self) -> dict[str, Any]:
+            plain = (bool, int, float, str)
+            return {k: v if isinstance(v, plain) else str(v) for k, v in args.model_dump().items()}
+
+    made = Arguments()
+    for name, value in args.model_dump().items():
+        object.__setattr__(made, name, value)
+    # What transformers' own callbacks, such as EarlyStoppingCallback, want to know.
+    more = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
+    for name, value in {**more, "save_steps": args.save_steps or 0}.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def _trackers(report_to: str) -> list[Any]:
+    names = [name.strip() for name in report_to.split(",") if name.strip() not in ("", "none")]
+    if not names:
+        return []
+    from transformers.integrations import integration_utils
+
+    made = []
+    for name in names:
+        known = integration_utils.INTEGRATION_TO_CALLBACK
+        if name not in known:
+            raise UserError(f"report_to {name!r}: no such tracker{did_you_mean(name, known)}")
+        try:
+            made.append(known[name]())
+        except (RuntimeError, ImportError) as error:
+            raise UserError(f"report_to {name!r}: {error}: pip install {name}") from error
+    return made

@@ -1,0 +1,130 @@
+"""checkpoint-N/: a model in Hugging Face format, and what it takes to go on from it exactly.
+
+The log alone brings back any step, so checkpoints are optional: they save the replay's time (two
+directions a pass over the weights), and cost a copy of the weights on disk.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zoobj.environment import checksum
+from zoobj.files import remove_folder, replace_folder, write_json
+from zoobj.walk import Walk
+
+logger = logging.getLogger(__name__)
+
+_FACTS, _REST = "zoobj.json", "walk.safetensors"
+
+
+def save(folder: Path, model: Any, tokenizer: Any, walk: Walk, log_hash: str, state: Any) -> None:
+    """Write a checkpoint, which is there when it is complete.
+
+    Args:
+        folder: checkpoint-N of a run.
+        model, tokenizer: to save.
+        walk: over the model; goes to theta.
+        log_hash: of the log at this step, which the checkpoint belongs to.
+        state: transformers' TrainerState.
+    """
+    kept = walk.state_dict()
+    rest = {name: entry["rest"] for name, entry in kept.items() if entry["rest"] is not None}
+
+    def fill(place: Path) -> None:
+        model.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        state.save_to_json(str(place / "trainer_state.json"))
+        if rest:
+            save_file(rest, place / _REST)
+        facts = {
+            "hash": log_hash,
+            "checksum": checksum([*model.named_parameters(), *rest.items()]),
+            "quanta": {name: entry["quantum"] for name, entry in kept.items()},
+        }
+        write_json(place / _FACTS, facts)
+
+    replace_folder(folder, fill)
+
+
+def load(folder: Path, model: Any, walk: Walk, log_hash: str) -> bool:
+    """Take the weights of a checkpoint, if it is sound and belongs to this log.
+
+    Args:
+        folder: checkpoint-N of a run.
+        model: its weights are overwritten in place, or left alone where the answer is False.
+        walk: over the model.
+        log_hash: of the log at step N.
+    """
+    try:
+        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        saved = _Saved(folder)
+        rest = saved.rest()
+        quanta = {name: float(facts["quanta"][name]) for name in walk.names}
+        params = dict(model.named_parameters())
+        weights = (
+            (name, saved.like(name, p) if name in quanta else p) for name, p in params.items()
+        )
+        sound = facts["hash"] == log_hash and facts["checksum"] == checksum(
+            (*weights, *rest.items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        logger.warning("%s can't be used (%s: %s)", folder, type(error).__name__, error)
+        return False
+    if not sound:
+        logger.warning("%s can't be used: it is damaged, or of another log", folder)
+        return False
+    with torch.no_grad():
+        for name in walk.names:
+            params[name].copy_(saved.like(name, params[name]))
+    walk.load_state_dict(
+        {name: {"quantum": quanta[name], "rest": rest.get(name)} for name in walk.names}
+    )
+    return True
+
+
+class _Saved:
+    """The tensors of a saved model, read from disk when they are asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files = {}
+        for path in sorted(folder.glob("model*.safetensors")):
+            file = safe_open(path, framework="pt")
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def like(self, name: str, param: Tensor) -> Tensor:
+        """The tensor of this name; KeyError or ValueError where none fits this parameter."""
+        tensor = self._files[name].get_tensor(name)
+        if tensor.shape != param.shape or tensor.dtype != param.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+        return tensor
+
+    def rest(self) -> dict[str, Tensor]:
+        """What 16-bit weights don't show, by name."""
+        if not (self.folder / _REST).is_file():
+            return {}
+        with safe_open(self.folder / _REST, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """The checkpoints of a run folder and their steps, in order."""
+    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in run.glob("*"))
+    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
+
+
+def thin_out(run: Path, limit: int, best: int | None) -> None:
+    """Remove the oldest checkpoints beyond a limit, but not the one of the best step."""
+    here = checkpoints(run)
+    surplus = len(here) - limit
+    removable: Iterator[Path] = (path for step, path in here[:-1] if step != best)
+    for path, _ in zip(removable, range(surplus), strict=False):
+        remove_folder(path)

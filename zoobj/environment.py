@@ -1,0 +1,57 @@
+"""What a run's figures depend on beside its settings: versions, commit, machine, weights."""
+
+import hashlib
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_PACKAGES = ("zoobj", "torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn")
+
+
+def checksum(params: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over the bytes of all tensors, by name, as 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, param in sorted(params, key=lambda pair: pair[0]):
+        digest.update(name.encode())
+        data = param.detach().contiguous().view(-1).view(torch.uint8).cpu()
+        digest.update(data.numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's figures depend on."""
+    found = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # an uninstalled clone
+            from zoobj import __version__
+
+            found[package] = __version__ if package == "zoobj" else "absent"
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that zoobj runs from, None if it is installed."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of the GPU's allocator, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

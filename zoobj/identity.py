@@ -1,0 +1,136 @@
+"""What makes a run this run and no other: base, data, settings, code. The log begins with it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoobj.config import MAY_CHANGE_ON_RESUME, ZOConfig, read_yaml
+from zoobj.errors import UserError
+from zoobj.log import FORMAT, Line
+
+_KEYS = ("format", "base", "base_checksum", "tokenizer", "data", "code", "parent")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that another one branches off.
+
+    Attributes:
+        run: what its log says of itself, see ``identity``.
+        facts: ``run`` (its path), ``step``, and the ``hash`` of the line before.
+        steps: its lines up to there.
+        text: the same as they are in its log.
+    """
+
+    run: Line
+    facts: Line
+    steps: list[Line]
+    text: str
+
+
+def identity(
+    args: ZOConfig,
+    base_checksum: str,
+    tokenizer: Any,
+    data: Mapping[str, str],
+) -> Line:
+    """What a run can't change halfway; the key ``run`` of its first line.
+
+    Args:
+        args: the settings.
+        base_checksum: of the weights before any change.
+        tokenizer: of the model.
+        data: fingerprints of the splits.
+
+    Returns:
+        These, and ``parent``, which is None here; a run that branches off another has there the
+        ``run`` (a path), ``step`` and the ``hash`` of the line before.
+    """
+    settings = args.model_dump(exclude=MAY_CHANGE_ON_RESUME)
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return {
+        "format": FORMAT,
+        "base": args.model_name_or_path,
+        "base_checksum": base_checksum,
+        "tokenizer": _digest(vocabulary.encode()),
+        "data": dict(data),
+        "code": _code(args),
+        "parent": None,
+        "settings": settings,
+    }
+
+
+def recorded(config: Path) -> Line:
+    """The same, as a run folder's config.yaml has it.
+
+    Raises:
+        UserError: it is no config of a run, or damaged.
+    """
+    content = read_yaml(config)
+    environment = content.get("environment")
+    if not isinstance(environment, dict) or any(key not in environment for key in _KEYS):
+        raise UserError(
+            f"{config} is damaged or no config of a run: restore it, or start elsewhere"
+        )
+    kept = set(ZOConfig.model_fields) - MAY_CHANGE_ON_RESUME
+    settings = {key: value for key, value in content.items() if key in kept}
+    return {**{key: environment[key] for key in _KEYS}, "settings": settings}
+
+
+def check_same(earlier: Line, now: Line, path: Path) -> None:
+    """Refuse to go on with a run as another one.
+
+    Raises:
+        UserError: the first thing that differs, by name.
+    """
+    go_on = "to go on with a change, branch off: --branch_from"
+    if earlier["format"] != FORMAT:
+        raise UserError(
+            f"{path}: the log has format {earlier['format']}; this zoobj reads {FORMAT}"
+        )
+    for key, value in now["settings"].items():
+        if key in earlier["settings"] and earlier["settings"][key] != value:
+            raise UserError(
+                f"--resume_from_checkpoint: {key} was {earlier['settings'][key]!r} in {path}, now "
+                f"{value!r}: give the earlier value; {go_on} {path}"
+            )
+    for split, fingerprint in earlier["data"].items():
+        if now["data"].get(split, fingerprint) != fingerprint:
+            raise UserError(f"--resume_from_checkpoint: the {split} data of {path} have changed")
+    check_base(earlier, now["base"], now["base_checksum"])
+    if earlier["tokenizer"] != now["tokenizer"]:
+        raise UserError(f"--resume_from_checkpoint: {path} was run with another tokenizer")
+    for what in sorted({*earlier["code"], *now["code"]}):
+        if earlier["code"].get(what) != now["code"].get(what):
+            raise UserError(
+                f"--resume_from_checkpoint: the file of {what} {now['settings'][what]} has changed "
+                f"since {path} was begun: restore it; {go_on} {path}"
+            )
+
+
+def check_base(run: Line, base: str, checksum: str) -> None:
+    """Refuse a base model that is not the one a run began with."""
+    if run["base_checksum"] != checksum:
+        raise UserError(
+            f"model {base!r} is not the base of the run: its weights have checksum {checksum}, "
+            f"those of {run['base']!r} had {run['base_checksum']}"
+        )
+
+
+def _code(args: ZOConfig) -> dict[str, str]:
+    """Fingerprints of the files that objective, task and method come from, if they do."""
+    found = {}
+    for what in ("objective", "task", "method"):
+        for part in re.split("[:,=]", str(getattr(args, what))):
+            file = Path(part).expanduser()
+            if file.suffix in (".py", ".yaml", ".yml") and file.is_file():
+                found[what] = _digest(file.read_bytes())
+    return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,73 @@
+"""What a run takes up: an earlier session of its own, or another run that it branches off."""
+
+from pathlib import Path
+
+from zoobj.config import ZOConfig, load_yaml, taken_over
+from zoobj.errors import UserError
+from zoobj.identity import Parent
+from zoobj.log import ORIGIN
+from zoobj.replay import header, read_log
+from zoobj.run import CONFIG, run_folder
+
+
+def taken_up(args: ZOConfig) -> ZOConfig:
+    """The settings; those left open as the run has them that is continued or branched off.
+
+    Raises:
+        UserError: no such run, or one in another folder than ``output_dir``.
+    """
+    args = pointed_at(args)
+    if args.resume_from_checkpoint:
+        config = run_folder(args) / CONFIG
+        return taken_over(args, load_yaml(config), branch=False) if config.is_file() else args
+    if args.branch_from is None:
+        return args
+    log, _ = branch_point(args.branch_from)
+    parent = parent_of(args)
+    folder = log if log.is_dir() else log.parent
+    if folder.resolve() == run_folder(args).resolve():
+        raise UserError(f"--branch_from {log}: a branch needs an --output_dir of its own")
+    earlier = load_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    earlier |= {"model_name_or_path": parent.run["base"], **parent.run["settings"]}
+    exact = {"branch_from": f"{log.resolve()}@{len(parent.steps)}"}
+    return taken_over(args.model_copy(update=exact), earlier, branch=True)
+
+
+def pointed_at(args: ZOConfig) -> ZOConfig:
+    """The settings with the folder as ``output_dir`` that ``resume_from_checkpoint`` names."""
+    pointed = args.resume_from_checkpoint
+    if not isinstance(pointed, str):
+        return args
+    folder = Path(pointed).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--resume_from_checkpoint {pointed}: no such folder")
+    folder = folder.parent if folder.name.startswith("checkpoint-") else folder
+    told = "output_dir" in args.model_fields_set
+    if told and folder.resolve() != run_folder(args).resolve():
+        raise UserError(
+            f"--resume_from_checkpoint {pointed} continues in {folder}, not in --output_dir "
+            f"{args.output_dir}: to go on elsewhere, --branch_from {folder}"
+        )
+    return args.model_copy(update={"output_dir": str(folder)})
+
+
+def branch_point(spec: str) -> tuple[Path, int | None]:
+    """``run@STEP`` as the path of a run folder or log, and a step; None is its last."""
+    path, at, step = spec.rpartition("@")
+    if not at:
+        return Path(spec).expanduser(), None
+    if not step.isdecimal():
+        raise UserError(f"--branch_from {spec}: a step is needed after @, as in {path}@100")
+    return Path(path).expanduser(), int(step)
+
+
+def parent_of(args: ZOConfig) -> Parent:
+    """The run that the settings branch off.
+
+    Raises:
+        UserError: there is no such run or step.
+    """
+    path, step = branch_point(args.branch_from or "")
+    steps, text = read_log(path, step)
+    facts = {"run": str(path), "step": len(steps), "hash": steps[-1]["hash"] if steps else ORIGIN}
+    return Parent(header(path), facts, steps, text)

@@ -1,0 +1,81 @@
+"""A run's log for people: what it is, how it went, its first and last lines."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoobj.log import Line, Log
+from zoobj.replay import read_log
+from zoobj.run import METRICS
+
+
+def show(path: str, count: int = 3) -> str:
+    """Head, tail and summary of a log, whose chain is checked.
+
+    Args:
+        path: a run folder or its log.jsonl.
+        count: lines of head and tail.
+
+    Raises:
+        UserError: no such log, or a damaged one, by line.
+    """
+    steps, _ = read_log(path)
+    place = Path(path).expanduser()
+    metrics = (place if place.is_dir() else place.parent) / METRICS
+    shown = steps if len(steps) <= 2 * count else [*steps[:count], None, *steps[-count:]]
+    return "\n".join(
+        [
+            *_summary(path, steps),
+            *_validations(Log(metrics).lines),
+            "",
+            f"{'step':>6} {'value +':>9} {'value -':>9} {'flips':>6} {'failed':>6} tie "
+            f"{'eps':>8} {'lr':>9} {'evals':>8} {'s':>7}  move",
+            *("   ..." if line is None else _row(line) for line in shown),
+        ]
+    )
+
+
+def _summary(path: str, steps: Sequence[Line]) -> list[str]:
+    last, examples = steps[-1], max(1, sum(line["n"] for line in steps))
+    seconds = sum(line["seconds"] for line in steps)
+    walk = sum(line["seconds_in_walk"] for line in steps) / max(seconds, 1e-9)
+    runs = [(line["step"], line["run"]) for line in steps if "run" in line]
+    lines = [
+        f"{path}: {len(steps)} steps, {last['evals']} scored examples, {seconds:.0f} s "
+        f"({walk:.1%} in the walk)",
+        f"the chain is whole; its last hash is {last['hash']}",
+    ]
+    for start, run in runs:
+        told = run["settings"]
+        origin = f", branched off {run['parent']['run']}" if run["parent"] else ""
+        lines.append(
+            f"from step {start}: {run['base']} ({run['base_checksum']}), {told['method']} on "
+            f"{told['objective']} of {told['task']}, seed {told['seed']}{origin}"
+        )
+    ties = sum(line["tie"] for line in steps) / len(steps)
+    flips = sum(line["flips"] for line in steps) / examples
+    failed = sum(line["failed"] for line in steps)
+    return [*lines, f"ties {ties:.1%} of steps, flips {flips:.1%} of examples, failed {failed}"]
+
+
+def _validations(lines: Sequence[Line]) -> list[str]:
+    done = [x for x in lines if x["split"] == "validation" and x["value"] is not None]
+    if not done:
+        return []
+    first, last = done[0], done[-1]
+    return [
+        f"validation {last['objective']}: {first['value']:.4f} at step {first['step']}, "
+        f"{last['value']:.4f} at step {last['step']}; highest "
+        f"{max(x['value'] for x in done):.4f}, lowest {min(x['value'] for x in done):.4f}"
+    ]
+
+
+def _row(line: Line) -> str:
+    values = [None, None, *line["values"]][-2:]
+    plus, minus = ("-" if value is None else f"{value:.4f}" for value in values)
+    move = ", ".join(f"{seed}: {coefficient:.3g}" for seed, coefficient in line["move"][:2])
+    more = ", ..." if len(line["move"]) > 2 else ""
+    return (
+        f"{line['step']:>6} {plus:>9} {minus:>9} {line['flips']:>6} {line['failed']:>6} "
+        f"{'yes' if line['tie'] else 'no ':>3} {line['eps']:>8.3g} {line['learning_rate']:>9.3g} "
+        f"{line['evals']:>8} {line['seconds']:>7.2f}  {{{move}{more}}}"
+    )

@@ -1,0 +1,70 @@
+"""Why a run ends. Each rule is a function of the settings and of what is in the run folder, so that
+a run that is resumed stops where an uninterrupted one would have.
+"""
+
+from collections.abc import Callable, Sequence
+
+from zoobj.config import ZOConfig
+from zoobj.objective import Objective
+from zoobj.run import STOP, RunFolder
+from zoobj.signal import loss
+
+Rule = Callable[[ZOConfig, RunFolder, Objective, int], bool]
+
+
+def _max_seconds(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
+    """Steps and evaluations took so long, earlier sessions included."""
+    return args.max_seconds is not None and run.seconds >= args.max_seconds
+
+
+def _max_reward_calls(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
+    """The next step's offsets would be too many; evaluations count, the last one on test not."""
+    return args.max_reward_calls is not None and run.calls + offsets > args.max_reward_calls
+
+
+def _target_value(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
+    """The last validation is as good as was wished for."""
+    losses = _validations(run, objective)
+    target = args.target_value
+    return target is not None and bool(losses) and losses[-1] <= loss(objective, target)
+
+
+def _early_stopping(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
+    """None of the last validations was better than the best before."""
+    patience, losses = args.early_stopping_patience, _validations(run, objective)
+    if patience is None:
+        return False
+    best, since = float("inf"), 0
+    for value in losses:
+        better = value < best - args.early_stopping_threshold
+        best, since = (value, 0) if better else (best, since + 1)
+    return since >= patience
+
+
+def _stop_file(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
+    """Somebody put a file STOP into the run folder; it is taken away."""
+    there = (run.path / STOP).exists()
+    (run.path / STOP).unlink(missing_ok=True)
+    return there
+
+
+RULES: dict[str, Rule] = {
+    "target_value": _target_value,
+    "early_stopping": _early_stopping,
+    "max_reward_calls": _max_reward_calls,
+    "max_seconds": _max_seconds,
+    "stop_file": _stop_file,
+}
+
+
+def stop_reason(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> str | None:
+    """The first rule that says stop before the next step, which scores so many offsets."""
+    return next((n for n, rule in RULES.items() if rule(args, run, objective, offsets)), None)
+
+
+def _validations(run: RunFolder, objective: Objective) -> Sequence[float]:
+    """Losses of the validations so far; those without a value are left out."""
+    lines = sorted(
+        (e for e in run.evaluations if e["split"] == "validation"), key=lambda e: e["step"]
+    )
+    return [loss(objective, e["value"]) for e in lines if e["value"] is not None]
