@@ -5,9 +5,9 @@ from pathlib import Path
 from zoobj.config import ZOConfig, load_yaml, taken_over
 from zoobj.errors import UserError
 from zoobj.identity import Parent
-from zoobj.log import ORIGIN
+from zoobj.log import ORIGIN, Log
 from zoobj.replay import header, read_log
-from zoobj.run import CONFIG, run_folder
+from zoobj.run import CONFIG, LOG, METRICS, run_folder
 
 
 def taken_up(args: ZOConfig) -> ZOConfig:
@@ -19,7 +19,11 @@ def taken_up(args: ZOConfig) -> ZOConfig:
     args = pointed_at(args)
     if args.resume_from_checkpoint:
         config = run_folder(args) / CONFIG
-        return taken_over(args, load_yaml(config), branch=False) if config.is_file() else args
+        if not config.is_file():
+            return args
+        Log(run_folder(args) / LOG, steps=True)  # damage shows before the model is loaded
+        Log(run_folder(args) / METRICS)
+        return taken_over(args, load_yaml(config), branch=False)
     if args.branch_from is None:
         return args
     log, _ = branch_point(args.branch_from)

@@ -13,7 +13,7 @@ equal settings have equal hashes.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ Line = dict[str, Any]
 FORMAT = 1  # of a step's line; a line that begins a run says it
 ORIGIN = "0" * 16  # the hash before the first line
 
-_SEALED = re.compile(
-    rb'(?P<body>\{.*),"hash":"(?P<hash>[0-9a-f]{16})"(?:,"[a-z_]+":\d+(?:\.\d+)?(?:e-?\d+)?)*\}'
-)
+_SEALED = re.compile(rb'(?P<body>\{.*),"hash":"(?P<hash>[0-9a-f]{16})"(?P<tail>.*)\}')
+_NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
 
 
 class Log:
@@ -45,13 +44,14 @@ class Log:
         self.lines: list[Line] = []
         content = path.read_bytes() if path.is_file() else b""
         whole = content[: content.rfind(b"\n") + 1]
+        timings = ("seconds", "seconds_in_walk") if steps else ("seconds",)
         for number, text in enumerate(whole.split(b"\n")[:-1], 1):
-            line = opened(text, self.hash)
+            line = opened(text, self.hash, timings)
             if line is None or (steps and line.get("step") != number - 1):
                 raise UserError(
-                    f"{path}: line {number} is damaged or altered, or lines before it are missing: "
-                    f"its hash does not follow from line {number - 1}; delete the lines from "
-                    f"{number} on to go on from what is before them"
+                    f"{path}: line {number} is damaged or altered, or lines before it are missing "
+                    "(its hash does not follow): delete it and all after it to go on from what is "
+                    "before"
                 )
             self.lines.append(line)
         self._cut = len(whole) < len(content)  # a crash cut the last line short
@@ -88,10 +88,13 @@ def sealed(line: Mapping[str, Any], previous: str, timings: Mapping[str, float])
     return f'{body},"hash":"{_hash(previous, body.encode())}"{tail}}}'
 
 
-def opened(text: bytes, previous: str) -> Line | None:
+def opened(text: bytes, previous: str, timings: Sequence[str] = ()) -> Line | None:
     """The line, None where it is damaged or does not follow."""
     match = _SEALED.fullmatch(text)
     if match is None or match["hash"].decode() != _hash(previous, match["body"]):
+        return None
+    tail = "".join(f',"{name}":{_NUMBER}' for name in timings)
+    if not re.fullmatch(tail.encode(), match["tail"]):
         return None
     return json.loads(text)
 

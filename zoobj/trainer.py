@@ -152,7 +152,7 @@ class ZOTrainer:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
         self.method = make_method(self.args)
-        if self._walked:
+        if hasattr(self, "run"):  # an earlier call's: back to where it began
             self._walk_to(self.run.start)
         parent = self._parent()
         if not resumes(self.args):
@@ -185,7 +185,10 @@ class ZOTrainer:
     def _guarded(self, parent: Parent | None) -> Result:
         """Train; whatever stops it, nothing that was paid for is lost."""
         self._before: Outcome | None = None
-        self._begin(parent)
+        try:
+            self._begin(parent)
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted by {self.interrupts.name} {self._where()}") from None
         try:
             return self._train()
         except KeyboardInterrupt:
@@ -237,7 +240,7 @@ class ZOTrainer:
         offsets = method_class(self.args.method).evaluations
         for step in range(len(self.run.steps), self.max_steps):
             digest = None
-            if step % self.args.eval_steps == 0 or step == self.run.start:
+            if self._validation_due(step):
                 self._validate(step)
                 digest = checksum(self.model.named_parameters())
             if reason := stop_reason(self.args, self.run, self.objective, offsets):
@@ -335,6 +338,10 @@ class ZOTrainer:
         if known:
             self._walk_to(known[-1]["step"])
             verify(self.model, self.walk, known[-1])
+        for step in filter(self._validation_due, range(start, len(steps))):
+            if self.run.evaluation(step, "validation") is None:  # lost: the metrics were cut short
+                self._walk_to(step)
+                self._validate(step)
         self._walk_to(len(steps))
         self.method.load_state_dict(steps[-1]["state"])
         logger.info("resumed at step %d", len(steps))
@@ -406,9 +413,13 @@ class ZOTrainer:
             "failed": outcome.failed,
         }
         seconds = {"seconds": round(time.perf_counter() - start, 4)}
-        self.run.log_evaluation(line, seconds)
+        if self.run.evaluation(step, split) is None:
+            self.run.log_evaluation(line, seconds)
         self.callbacks.evaluated({**line, **seconds})
         return outcome
+
+    def _validation_due(self, step: int) -> bool:
+        return step % self.args.eval_steps == 0 or step == self.run.start
 
     def _validate(self, step: int) -> None:
         """Score validation before this step; one that is in the metrics isn't paid for again."""
