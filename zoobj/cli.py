@@ -131,9 +131,12 @@ def _train(args: argparse.Namespace) -> int:
     settings = _settings(args)
     _check_names(settings)
     _quiet()
+    from zoobj.lineage import pointed_at
     from zoobj.progress import ProgressBar
+    from zoobj.run import check_output_dir
     from zoobj.trainer import ZOTrainer
 
+    check_output_dir(pointed_at(settings))  # before the wait for the model
     trainer = ZOTrainer(args=settings, callbacks=[] if settings.disable_tqdm else [ProgressBar()])
     result = trainer.train()
     print(result)

@@ -84,9 +84,7 @@ class ZOTrainer:
         self.objective = as_objective(self.task.objective if wanted is None else wanted)
         self._name_objects(task, objective)
         given = None if isinstance(model, str) else model
-        if given is None:
-            check_output_dir(self.args)  # before the wait for the model
-        else:
+        if given is not None:
             self.args.model_name_or_path = given.config.name_or_path or type(given).__name__
         self.model, self.tokenizer = make_model(self.args, given, processing_class, peft_config)
         self.scorer = make_scorer(self.args, self.model, self.tokenizer, self.task)
