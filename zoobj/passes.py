@@ -21,6 +21,7 @@ PIECE = 1 << 18  # weights of a piece: what stays in a core's cache, and bounds 
 _LARGE_PIECE = {"cpu": 1 << 20, "cuda": 1 << 24}  # where a compiled kernel needs no temporaries
 _LARGE_TENSOR = 1 << 16  # weights; smaller tensors are grouped
 _LANES = (4, 2, 1)  # directions added at once, so that few kernels need compiling
+_EAGER_LANES = (64, 16, *_LANES)  # a replay of many steps is half as long again without these
 
 
 class Decay(NamedTuple):
@@ -179,8 +180,9 @@ class Passes:
     def _batches(self, lanes: Sequence[Lane]) -> list[_Batch]:
         lanes = [lane for lane in lanes if lane.moves()]
         made, first = [], 0
+        sizes = _LANES if self._compile else _EAGER_LANES
         while first < len(lanes):
-            count = next(n for n in _LANES if n <= len(lanes) - first)
+            count = next(n for n in sizes if n <= len(lanes) - first)
             made.append(_Batch(lanes[first : first + count], self._gaussian, self._sparse))
             first += count
         return made
