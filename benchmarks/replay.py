@@ -49,7 +49,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, float | str]:
     )
     trainer = ZOTrainer(args=settings)
     trainer.train()
-    trainer._walk_to(args.max_steps)
+    trainer.track.to(args.max_steps, trainer.run)
     live = checksum(trainer.model.named_parameters())
     steps, text = read_log(folder / "run")
     model, tokenizer = load_model(args.model_name_or_path)

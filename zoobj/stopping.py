@@ -4,12 +4,41 @@ a run that is resumed stops where an uninterrupted one would have.
 
 from collections.abc import Callable, Sequence
 
+from zoobj.assemble import method_class
 from zoobj.config import ZOConfig
+from zoobj.errors import UserError
+from zoobj.lineage import branch_point
 from zoobj.objective import Objective
 from zoobj.run import STOP, RunFolder
 from zoobj.signal import loss
 
+DEFAULT_STEPS = 200
+
 Rule = Callable[[ZOConfig, RunFolder, Objective, int], bool]
+
+
+def budget(args: ZOConfig) -> tuple[int, str]:
+    """Steps that the budget buys, and the name of what limits them."""
+    size = args.per_device_train_batch_size
+    cost = size * method_class(args.method).evaluations
+    limits = []
+    if args.max_steps is not None:
+        limits.append((args.max_steps, "max_steps"))
+    if args.max_evals is not None:
+        limits.append((args.max_evals // cost, "max_evals"))
+    steps, limit = min(limits, default=(DEFAULT_STEPS, "max_steps"))
+    begun = (branch_point(args.branch_from)[1] or 0) if args.branch_from else 0
+    if not steps:
+        raise UserError(
+            f"--max_evals {args.max_evals} buys no step: one scores {cost} examples "
+            f"({cost // size} x per_device_train_batch_size {size})"
+        )
+    if steps <= begun:
+        raise UserError(
+            f"--branch_from {args.branch_from}: {limit} ends the run at step {steps}, "
+            "counted from the base model: give more"
+        )
+    return steps, limit
 
 
 def _max_seconds(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,21 +20,19 @@ from zoobj.errors import UserError
 from zoobj.files import StorageError, jsonable
 from zoobj.identity import Parent, check_base, identity
 from zoobj.interrupts import Interrupted, Interrupts
-from zoobj.lineage import branch_point, parent_of, pointed_at, taken_up
-from zoobj.log import Line
+from zoobj.lineage import parent_of, pointed_at, taken_up
 from zoobj.objective import as_objective
-from zoobj.replay import verify, walk_after
 from zoobj.report import write_report
 from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
 from zoobj.signal import OnError, Outcome, Pair, compare, floor, judge, loss
-from zoobj.stopping import stop_reason
+from zoobj.stopping import budget, stop_reason
 from zoobj.task import Example, Task
-from zoobj.walk import Offset, Walk
+from zoobj.track import Track
+from zoobj.walk import Offset
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_STEPS = 200
 _PREFLIGHT = 4  # examples scored before anything is paid for
 _HOPELESS = 10  # steps in a row in which nothing could be scored
 
@@ -91,11 +88,9 @@ class ZOTrainer:
         self.scorer.between = self._scored
         self.callbacks.context = {"model": self.model, "processing_class": self.tokenizer}
         self.interrupts = Interrupts()
-        self.walk: Walk
+        self.track = Track(self.model, self.tokenizer)
         self.run: RunFolder
-        self._base_checksum = ""  # of the weights before anything moved them
         self._phase = ""  # what is being scored, for the callbacks
-        self._walked = 0  # logged moves that the weights have made
 
     def _name_objects(self, task: Any, objective: Any) -> None:
         """What came as an object has its name in the settings, not another thing's."""
@@ -125,7 +120,7 @@ class ZOTrainer:
         branch = (args or ZOConfig()).model_copy(update={"branch_from": f"{log}{step}"})
         trainer = cls(args=branch, **more)
         parent = trainer._parent()
-        trainer._stand(parent.steps if parent else [])
+        trainer.track.begin(parent.steps if parent else [], trainer.args)
         return trainer
 
     # The run ----------------------------------------------------------------------------------
@@ -145,13 +140,13 @@ class ZOTrainer:
             told = {"resume_from_checkpoint": resume_from_checkpoint}
             self.args = pointed_at(self.args.model_copy(update=told))
         check_output_dir(self.args)
-        self.max_steps, self.limit = self._budget()
+        self.max_steps, self.limit = budget(self.args)
         if self.args.push_to_hub:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
         self.method = make_method(self.args)
         if hasattr(self, "run"):  # an earlier call's: back to where it began
-            self._walk_to(self.run.start)
+            self.track.to(self.run.start, self.run)
         parent = self._parent()
         if not resumes(self.args):
             self._preflight()
@@ -160,25 +155,19 @@ class ZOTrainer:
 
     def _parent(self) -> Parent | None:
         """The run to branch off, if its steps are not in this run's log already."""
-        self._base_checksum = self._base_checksum or checksum(self.model.named_parameters())
         if self.args.branch_from is None or has_steps(self.args):
             return None
         parent = parent_of(self.args)
-        check_base(parent.run, self.args.model_name_or_path, self._base_checksum)
+        check_base(parent.run, self.args.model_name_or_path, self.track.base_checksum)
         return parent
 
     def _begin(self, parent: Parent | None) -> None:
         """Make sure that it is the run that was begun, and stand where it begins."""
         fingerprints = {split: self.task.fingerprint(self.data[split]) for split in self.data}
-        this = identity(self.args, self._base_checksum, self.tokenizer, fingerprints)
+        this = identity(self.args, self.track.base_checksum, self.tokenizer, fingerprints)
         self.run.begin(this, self.args, parent)
-        self._stand(self.run.steps[: self.run.start])
-
-    def _stand(self, steps: Sequence[Line]) -> None:
-        """Take the base model to where the run begins: nowhere, or through its parent's steps."""
-        if not hasattr(self, "walk"):
-            self.walk = walk_after(self.model, steps, self.args)
-            self._walked = len(steps)
+        if not hasattr(self.track, "walk"):  # else it stands there already
+            self.track.begin(self.run.steps[: self.run.start], self.args)
 
     def _guarded(self, parent: Parent | None) -> Result:
         """Train; whatever stops it, nothing that was paid for is lost."""
@@ -203,7 +192,7 @@ class ZOTrainer:
                 f"out of memory: lower per_device_eval_batch_size; {self._where()}"
             ) from error
         finally:
-            self.walk.goto({})  # whoever holds the model gets it back at no offset
+            self.track.walk.goto({})  # whoever holds the model gets it back at no offset
 
     def _train(self) -> Result:
         self._tell_state()
@@ -258,7 +247,7 @@ class ZOTrainer:
 
         ``digest`` is the checksum of the weights it starts from, where one was taken.
         """
-        start, walked = time.perf_counter(), self.walk.seconds
+        start, walked = time.perf_counter(), self.track.walk.seconds
         self.callbacks.tell("on_step_begin")
         self.method.learning_rate = self._learning_rate(step)
         size, seed = self.args.per_device_train_batch_size, self.args.seed
@@ -286,11 +275,10 @@ class ZOTrainer:
         }
         timings = {
             "seconds": round(time.perf_counter() - start, 4),
-            "seconds_in_walk": round(self.walk.seconds - walked, 4),
+            "seconds_in_walk": round(self.track.walk.seconds - walked, 4),
         }
         with self.interrupts.held():
-            self.walk.commit(move)
-            self._walked += 1
+            self.track.advance(move)
             self.run.log_step(line, timings)
         self._report(pairs, outcomes)
 
@@ -299,7 +287,7 @@ class ZOTrainer:
         key = f"{self.run.log.hash}/{number}"
         outcome = self.run.pending.get(key, examples)
         if outcome is None:
-            self.walk.goto(offset)
+            self.track.walk.goto(offset)
             outcome = self._score(examples, seed=noise.derive(self.args.seed, len(self.run.steps)))
             self.run.pending.put(key, outcome)
         return outcome
@@ -320,61 +308,25 @@ class ZOTrainer:
             if outcome.error:
                 logger.warning("step %d: %s", len(self.run.steps) - 1, outcome.error)
 
-    # Where the weights stand --------------------------------------------------------------------
-
     def _resume(self) -> None:
-        """Take up an earlier session: its moves, from a checkpoint or all, and the method's state.
-
-        Raises:
-            UserError: the weights are not those that were logged.
-        """
-        steps, start = self.run.steps, self.run.start
-        if len(steps) == start:
+        """Take up an earlier session: its moves, what the method remembers, evaluations it lost."""
+        run = self.run
+        if len(run.steps) == run.start:
             return
-        self._load_checkpoint()
-        known = [line for line in steps[max(start, self._walked) :] if line["checksum"]]
-        if known:
-            self._walk_to(known[-1]["step"])
-            verify(self.model, self.walk, known[-1])
-        for step in filter(self._validation_due, range(start, len(steps))):
-            if self.run.evaluation(step, "validation") is None:  # lost: the metrics were cut short
-                self._walk_to(step)
+        self.track.resume(run, self.args.resume_from_checkpoint)
+        for step in filter(self._validation_due, range(run.start, len(run.steps))):
+            if run.evaluation(step, "validation") is None:  # the metrics were cut short
+                self.track.to(step, run)
                 self._validate(step)
-        self._walk_to(len(steps))
-        self.method.load_state_dict(steps[-1]["state"])
-        logger.info("resumed at step %d", len(steps))
-
-    def _load_checkpoint(self) -> None:
-        """Stand at the last checkpoint that is sound and of this log, if there is one."""
-        named = self.args.resume_from_checkpoint
-        asked = Path(named).name if isinstance(named, str) else ""
-        for step, folder in reversed(checkpoint.checkpoints(self.run.path)):
-            if asked.startswith("checkpoint-") and folder.name != asked:
-                continue
-            if not self.run.start < step <= len(self.run.steps):
-                continue
-            if checkpoint.load(folder, self.model, self.walk, self.run.log.hash_at(step)):
-                self._walked = step
-                return
-
-    def _walk_to(self, step: int) -> None:
-        """Make or take back logged moves, so that the weights are those before this step."""
-        for line in self.run.steps[self._walked : step]:
-            self.walk.commit([(seed, coefficient) for seed, coefficient in line["move"]])
-        for line in self.run.steps[step : self._walked]:
-            self.walk.commit([(seed, -coefficient) for seed, coefficient in line["move"]])
-        self._walked = step
-        self.walk.goto({})
+        self.track.to(len(run.steps), run)
+        self.method.load_state_dict(run.steps[-1]["state"])
+        logger.info("resumed at step %d", len(run.steps))
 
     def _checkpoint(self) -> None:
         """Save the weights as they are, and what it takes to go on from them."""
-        step = len(self.run.steps)
-        folder = self.run.path / f"checkpoint-{step}"
-        state = self.callbacks.state
-        checkpoint.save(folder, self.model, self.tokenizer, self.walk, self.run.log.hash, state)
-        if self.args.save_total_limit is not None:
-            here = {step for step, _ in checkpoint.checkpoints(self.run.path)}
-            checkpoint.thin_out(self.run.path, self.args.save_total_limit, self._best_step(here))
+        here = {len(self.run.steps), *(s for s, _ in checkpoint.checkpoints(self.run.path))}
+        best = self._best_step(here)
+        self.track.save(self.run, self.callbacks.state, self.args.save_total_limit, best)
         self.callbacks.tell("on_save")
 
     # Scoring ----------------------------------------------------------------------------------
@@ -399,7 +351,7 @@ class ZOTrainer:
     def _evaluate(self, split: str, step: int) -> Outcome:
         """Score a split at theta; written to the metrics."""
         start = time.perf_counter()
-        self.walk.goto({})
+        self.track.walk.goto({})
         self._phase = split
         outcome = self._score(self.data[split])
         line = {
@@ -424,7 +376,7 @@ class ZOTrainer:
         if self.run.evaluation(step, "validation") is None:
             self._evaluate("validation", step)
             self._tell_state()
-        self.walk.goto({})
+        self.track.walk.goto({})
 
     # Choosing and saving ----------------------------------------------------------------------
 
@@ -443,7 +395,7 @@ class ZOTrainer:
         """Walk back to the best weights and save them. Exact, since a move can be taken back."""
         best = self._best_step()
         best = len(self.run.steps) if best is None else best
-        self._walk_to(best)
+        self.track.to(best, self.run)
         with self.interrupts.held():
             self.run.save_model(self.model, self.tokenizer)
         self.callbacks.tell("on_save")
@@ -481,29 +433,6 @@ class ZOTrainer:
         )
 
     # Small parts ------------------------------------------------------------------------------
-
-    def _budget(self) -> tuple[int, str]:
-        """Steps that the budget buys, and the name of what limits them."""
-        size = self.args.per_device_train_batch_size
-        cost = size * method_class(self.args.method).evaluations
-        limits = []
-        if self.args.max_steps is not None:
-            limits.append((self.args.max_steps, "max_steps"))
-        if self.args.max_evals is not None:
-            limits.append((self.args.max_evals // cost, "max_evals"))
-        steps, limit = min(limits, default=(DEFAULT_STEPS, "max_steps"))
-        begun = (branch_point(self.args.branch_from)[1] or 0) if self.args.branch_from else 0
-        if not steps:
-            raise UserError(
-                f"--max_evals {self.args.max_evals} buys no step: one scores {cost} examples "
-                f"({cost // size} x per_device_train_batch_size {size})"
-            )
-        if steps <= begun:
-            raise UserError(
-                f"--branch_from {self.args.branch_from}: {limit} ends the run at step {steps}, "
-                "counted from the base model: give more"
-            )
-        return steps, limit
 
     def _preflight(self) -> None:
         """A few examples through the whole chain: a broken reward shows before any training."""

@@ -1,0 +1,95 @@
+"""The weights of a run at any of its steps: moves made and taken back, checkpoints, resume."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zoobj import checkpoint
+from zoobj.config import ZOConfig
+from zoobj.environment import checksum
+from zoobj.log import Line
+from zoobj.replay import verify, walk_after
+from zoobj.run import RunFolder
+from zoobj.walk import Move, Walk
+
+logger = logging.getLogger(__name__)
+
+
+class Track:
+    """Stands at one step of a run, and can go to any other: all moves are exact.
+
+    Args:
+        model, tokenizer: the base; the model's weights are changed in place.
+
+    Attributes:
+        base_checksum: of the weights before anything moved them.
+        walk: over the model, once the run has begun.
+        at: the step where the weights stand: so many logged moves they have made.
+    """
+
+    walk: Walk
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model, tokenizer
+        self.base_checksum = checksum(model.named_parameters())
+        self.at = 0
+
+    def begin(self, steps: Sequence[Line], args: ZOConfig) -> None:
+        """Put the base where a run begins: at itself, or after the steps of its parent."""
+        self.walk = walk_after(self.model, steps, args)
+        self.at = len(steps)
+
+    def advance(self, move: Move) -> None:
+        """Make a move that is about to be logged."""
+        self.walk.commit(move)
+        self.at += 1
+
+    def to(self, step: int, run: RunFolder) -> None:
+        """Make or take back logged moves, so that the weights are those before this step."""
+        for line in run.steps[self.at : step]:
+            self.walk.commit([(seed, coefficient) for seed, coefficient in line["move"]])
+        for line in run.steps[step : self.at]:
+            self.walk.commit([(seed, -coefficient) for seed, coefficient in line["move"]])
+        self.at = step
+        self.walk.goto({})
+
+    def resume(self, run: RunFolder, asked: bool | str) -> None:
+        """Go to the end of the log: from the last sound checkpoint, or by all its moves.
+
+        Args:
+            run: what an earlier session left.
+            asked: ``resume_from_checkpoint``; the path of a checkpoint chooses that one.
+
+        Raises:
+            UserError: the weights are not those that were logged.
+        """
+        name = Path(asked).name if isinstance(asked, str) else ""
+        for step, folder in reversed(checkpoint.checkpoints(run.path)):
+            wanted = folder.name == name or not name.startswith("checkpoint-")
+            within = self.at < step <= len(run.steps)
+            if wanted and within and self._load(folder, run.log.hash_at(step)):
+                self.at = step
+                break
+        known = [line for line in run.steps[self.at :] if line["checksum"]]
+        if known:
+            self.to(known[-1]["step"], run)
+            verify(self.model, self.walk, known[-1])
+        self.to(len(run.steps), run)
+
+    def _load(self, folder: Path, log_hash: str) -> bool:
+        return checkpoint.load(folder, self.model, self.walk, log_hash)
+
+    def save(self, run: RunFolder, state: Any, keep: int | None, best: int | None) -> None:
+        """Write a checkpoint of the weights as they are.
+
+        Args:
+            run: its folder.
+            state: transformers' TrainerState.
+            keep: how many checkpoints stay, None for all.
+            best: a step whose checkpoint stays among them.
+        """
+        folder = run.path / f"checkpoint-{self.at}"
+        checkpoint.save(folder, self.model, self.tokenizer, self.walk, run.log.hash, state)
+        if keep is not None:
+            checkpoint.thin_out(run.path, keep, best)
