@@ -51,7 +51,10 @@ class Reward(Objective):
         self.fn, self.where = _function(fn)
         self.name = name or str(getattr(self.fn, "__name__", type(self.fn).__name__))
         self.higher_is_better, self.bounds = higher_is_better, tuple(bounds)  # type: ignore[assignment]
-        parameters = inspect.signature(self.fn).parameters
+        try:
+            parameters = inspect.signature(self.fn).parameters
+        except ValueError as error:  # some of those written in C
+            raise UserError(f"{self.where} can't be used: {error}: wrap it") from None
         self.takes = set(parameters)
         self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.decomposable = not {"predictions", "references"} <= self.takes

@@ -40,7 +40,7 @@ class Squad(Task):
             return read_rows(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} can't be read as JSON: {error}") from error
         articles = content.get("data") if isinstance(content, dict) else None
         listed = isinstance(articles, list) and bool(articles) and isinstance(articles[0], dict)

@@ -123,8 +123,6 @@ def _load(path: Path) -> _Description:
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
         description = _Description.model_validate(told)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"task file {path} is not YAML: {error}") from error
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"])) or "content"
@@ -132,6 +130,8 @@ def _load(path: Path) -> _Description:
         known = did_you_mean(key.rpartition(".")[2], model.model_fields)
         hint = known if "extra" in problem["type"] else ""
         raise UserError(f"task file {path}: {key}: {problem['msg']}{hint}") from error
+    except Exception as error:  # PyYAML lets through what its constructors of values raise
+        raise UserError(f"task file {path} is not YAML: {error}") from error
     if description.output_type == "multiple_choice" and not description.doc_to_choice:
         raise UserError(f"task file {path}: output_type multiple_choice needs doc_to_choice")
     return description

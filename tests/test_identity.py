@@ -87,9 +87,9 @@ def test_resuming_by_train_s_argument(begun: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="not empty"):
         trainer.train()
     assert trainer.train(resume_from_checkpoint=True).steps == 4
+    trainer = ZOTrainer(args=ZOConfig(**{**begun, "max_new_tokens": 4}))
     with pytest.raises(UserError, match="max_new_tokens was 3"):
-        other = ZOConfig(**{**begun, "max_new_tokens": 4})
-        ZOTrainer(args=other).train(resume_from_checkpoint=begun["output_dir"])
+        trainer.train(resume_from_checkpoint=begun["output_dir"])
 
 
 @pytest.mark.parametrize(

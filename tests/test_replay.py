@@ -205,7 +205,10 @@ def test_a_branch_is_resumed_without_its_parent(live: Any, tmp_path: Path) -> No
         ZOTrainer(args=ZOConfig(**told, objective="exact_match"), callbacks=[Stop]).train()
     config = cut / "config.yaml"
     config.write_text(config.read_text().replace(str(live("default")), "/gone"))
-    ZOTrainer(args=ZOConfig(output_dir=str(cut), resume_from_checkpoint=True)).train()
+    again = {"output_dir": str(cut), "resume_from_checkpoint": True}
+    with pytest.raises(UserError, match="branched off /gone@5, not"):
+        ZOTrainer(args=ZOConfig(**again, branch_from=f"{live('default')}@6"))
+    ZOTrainer(args=ZOConfig(**again)).train()
     assert killed.left(cut) == killed.left(whole)
 
 

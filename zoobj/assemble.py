@@ -95,7 +95,10 @@ def make_walk(args: ZOConfig, model: Any) -> Walk:
 
 def method_class(name: str) -> type[Estimator]:
     """The class of a method, by name."""
-    thing = find("method", name).thing
+    found = find("method", name)
+    thing = found.thing
+    if found.args or found.kwargs:
+        raise UserError(f"method {name!r}: a method takes no arguments; eps and others are flags")
     if not (isinstance(thing, type) and issubclass(thing, Estimator)):
         raise UserError(f"method {name!r} is no Estimator: derive it from zoobj.estimators")
     return thing

@@ -3,9 +3,12 @@ time, 2 the user can mend it (one line on stderr), 130 interrupted and saved.
 """
 
 import argparse
+import errno
 import logging
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from zoobj.errors import UserError, closest, did_you_mean
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         args = _parser().parse_exactly(argv)
+        _check_homes(vars(args))
         logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
         logging.getLogger("zoobj").setLevel(logging.INFO)
         verb: Callable[[argparse.Namespace], int] = args.run
@@ -61,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.ENAMETOOLONG):
+            raise
+        print(f"zoobj: {str(error.filename)[:80]!r}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> _Parser:
@@ -116,6 +125,7 @@ def _settings(args: argparse.Namespace) -> Any:
     from zoobj.config import ZOConfig, load_yaml
 
     told = load_yaml(args.config) if args.config else {}
+    _check_homes(told)
     flags = {name: value for name, value in vars(args).items() if name in ZOConfig.model_fields}
     return ZOConfig(**{**told, **flags})
 
@@ -207,7 +217,8 @@ def _replay_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    told = {name: value for name, value in vars(args).items() if name in _MODEL}
+    settings = _settings(args)
+    told = settings.model_dump(include=settings.model_fields_set & {*_MODEL})
     until = None if args.until is None else _whole("--until", args.until)
     last = _count("--average", args.average) or 1
     _quiet()
@@ -286,8 +297,16 @@ def _check_names(settings: Any) -> None:
     find("method", settings.method)
 
 
+def _check_homes(told: Mapping[str, Any]) -> None:
+    """``~name`` of a user who isn't there: pathlib would not say which path it is."""
+    for name, value in told.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text.startswith("~") and os.path.expanduser(text) == text:
+                raise UserError(f"{name} {text!r}: there is no such user")
+
+
 def _whole(flag: str, text: str) -> int:
-    if not text.removeprefix("-").isdecimal():
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise UserError(f"{flag} {text!r}: a whole number is needed")
     return int(text)
 
@@ -295,7 +314,7 @@ def _whole(flag: str, text: str) -> int:
 def _count(flag: str, text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < 1:
         raise UserError(f"{flag} {text!r}: a whole number of at least 1 is needed")
     return int(text)
 

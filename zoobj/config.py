@@ -1,6 +1,7 @@
 """ZOConfig: every setting of a run. YAML keys, command-line flags and fields are the same names."""
 
 import os
+import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from zoobj.models import TINY_QA
 class ZOConfig(BaseModel):
     """Settings of a run; an unknown one is an error. Descriptions are the flags' help."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     model_name_or_path: str = Field(TINY_QA, description="embedded model, folder or hub id")
     gguf_file: str | None = Field(None, description="GGUF file in that folder; dequantised")
@@ -173,11 +174,15 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        text = file.read_text(encoding="utf-8")
+        content, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except Exception as error:  # PyYAML lets through what its constructors of values raise
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping of settings is needed, as in 'eps: 0.001'")
+    keys = [key.value for key, _ in node.value] if node else []
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UserError(f"{path}: key {twice[0]!r} is there twice: keep one")
     return content
 
 
@@ -187,7 +192,17 @@ def _key_hint(key: str) -> str:
 
 def _explain(error: ValidationError) -> str:
     problem = error.errors()[0]
-    key = ".".join(map(str, problem["loc"]))
+    key = str(problem["loc"][0])  # what follows is pydantic's: a type of several
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {key!r}{_key_hint(key)}"
-    return f"{key} {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{key} {_shown(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, cut where it is as long as a file."""
+    short = reprlib.Repr()
+    short.maxstring, short.maxother, short.maxlevel = 100, 100, 2
+    try:
+        return short.repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "of so many digits"

@@ -41,6 +41,8 @@ def evaluate(
     """
     if output is not None and not Path(output).expanduser().absolute().parent.is_dir():
         raise UserError(f"--output {output}: no such folder")
+    if output is not None and Path(output).expanduser().is_dir():
+        raise UserError(f"--output {output} is a folder: name a file")
     task = make_task(args)
     objective = as_objective(args.objective or task.objective)
     examples = task.examples(split, limit)

@@ -7,7 +7,7 @@ from zoobj.errors import UserError
 from zoobj.identity import Parent
 from zoobj.log import ORIGIN, Log
 from zoobj.replay import header, read_log
-from zoobj.run import CONFIG, LOG, METRICS, run_folder
+from zoobj.run import CONFIG, LOG, METRICS, resumes, run_folder
 
 
 def taken_up(args: ZOConfig) -> ZOConfig:
@@ -17,13 +17,17 @@ def taken_up(args: ZOConfig) -> ZOConfig:
         UserError: no such run, or one in another folder than ``output_dir``.
     """
     args = pointed_at(args)
-    if args.resume_from_checkpoint:
-        config = run_folder(args) / CONFIG
-        if not config.is_file():
-            return args
-        Log(run_folder(args) / LOG, steps=True)  # damage shows before the model is loaded
-        Log(run_folder(args) / METRICS)
-        return taken_over(args, load_yaml(config), branch=False)
+    if resumes(args):
+        folder = run_folder(args)
+        Log(folder / LOG, steps=True)  # damage shows before the model is loaded
+        Log(folder / METRICS)
+        earlier = load_yaml(folder / CONFIG)
+        if args.branch_from is not None and not _same_branch(args, earlier["branch_from"]):
+            raise UserError(
+                f"--resume_from_checkpoint: {folder} branched off {earlier['branch_from']}, not "
+                f"{args.branch_from}: leave --branch_from out"
+            )
+        return taken_over(args, earlier, branch=False)
     if args.branch_from is None:
         return args
     log, _ = branch_point(args.branch_from)
@@ -37,14 +41,21 @@ def taken_up(args: ZOConfig) -> ZOConfig:
     return taken_over(args.model_copy(update=exact), earlier, branch=True)
 
 
+def _same_branch(args: ZOConfig, earlier: str | None) -> bool:
+    """Whether the settings name the run and step that an earlier session branched off."""
+    log, step = branch_point(args.branch_from or "")
+    there, begun = branch_point(earlier or "")
+    return log.resolve() == there and step in (None, begun)
+
+
 def pointed_at(args: ZOConfig) -> ZOConfig:
     """The settings with the folder as ``output_dir`` that ``resume_from_checkpoint`` names."""
     pointed = args.resume_from_checkpoint
     if not isinstance(pointed, str):
         return args
     folder = Path(pointed).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"--resume_from_checkpoint {pointed}: no such folder")
+    if not pointed or not folder.is_dir():
+        raise UserError(f"--resume_from_checkpoint {pointed!r}: no such folder")
     folder = folder.parent if folder.name.startswith("checkpoint-") else folder
     told = "output_dir" in args.model_fields_set
     if told and folder.resolve() != run_folder(args).resolve():
@@ -60,7 +71,7 @@ def branch_point(spec: str) -> tuple[Path, int | None]:
     path, at, step = spec.rpartition("@")
     if not at:
         return Path(spec).expanduser(), None
-    if not step.isdecimal():
+    if not step.isdecimal() or len(step) > 18:
         raise UserError(f"--branch_from {spec}: a step is needed after @, as in {path}@100")
     return Path(path).expanduser(), int(step)
 

@@ -91,17 +91,21 @@ def build(kind: str, spec: str, **more: Any) -> Any:
         if args or kwargs:
             raise UserError(f"{kind} {spec!r}: {where} is not a class and takes no arguments")
         return thing
+    if both := sorted({*kwargs} & {*more}):
+        raise UserError(f"{kind} {spec!r}: {both[0]} is a setting of its own: --{both[0]}")
     return call(thing, f"{kind} {spec!r}", *args, **kwargs, **more)
 
 
-def call(make: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:
+def call(make: Callable[..., Any], what: str, /, *args: Any, **kwargs: Any) -> Any:
     """``make(*args, **kwargs)`` with a clear error where the arguments don't fit its signature."""
     try:
-        inspect.signature(make).bind(*args, **kwargs)
+        signature = inspect.signature(make)
+    except ValueError as error:  # some of those written in C
+        raise UserError(f"{what} can't be used: {error}") from None
+    try:
+        signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise UserError(
-            f"{what}: {error}; it takes {make.__name__}{inspect.signature(make)}"
-        ) from None
+        raise UserError(f"{what}: {error}; it takes {make.__name__}{signature}") from None
     return make(*args, **kwargs)
 
 
@@ -126,9 +130,10 @@ def import_file(path: str | Path) -> ModuleType:
         module_spec.loader.exec_module(module)
     except SyntaxError as error:
         del sys.modules[name]
-        where = path if error.filename == str(file) else error.filename
-        raise UserError(f"{where}:{error.lineno}: syntax error: {error.msg}; mend it") from None
-    except Exception as error:
+        where = path if error.filename in (None, str(file)) else error.filename
+        line = error.lineno or 1
+        raise UserError(f"{where}:{line}: syntax error: {error.msg}; mend it") from None
+    except (Exception, SystemExit) as error:  # a script may end itself
         del sys.modules[name]
         raise UserError(
             f"{path} can't be imported: {type(error).__name__}: {error}; mend it, or install "
@@ -177,7 +182,7 @@ def _arguments(rest: str, spec: str) -> tuple[tuple[str, ...], dict[str, Any]]:
         key, equals, value = part.partition("=")
         try:
             kwargs[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except Exception:  # also what PyYAML's constructors of values raise
             equals = ""
         if not (equals and key.strip().isidentifier()):
             raise UserError(f"{spec!r}: {part!r} is no key=value; separate several by commas")

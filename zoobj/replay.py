@@ -130,18 +130,23 @@ def average(model: Any, logs: Sequence[Sequence[Line]], last: int = 1) -> Walk:
     Raises:
         UserError: fewer steps than that, or logs whose moves don't add up.
     """
+    _check_average(logs, last)
     kinds = {_kind(line["run"]) for steps in logs for line in steps if "run" in line}
     if len(kinds) != 1:
         raise UserError("these logs can't be averaged: noise, tune, dtype or density differ")
     walk = make_walk(settings(logs[0][0]["run"]), model)
     for steps in logs:
-        if not 1 <= last <= len(steps):
-            raise UserError(f"--average {last}: a log has {len(steps)} steps")
         for t, line in enumerate(steps):
             share = min(last, len(steps) - t) / last / len(logs)  # (1)
             walk.commit([(seed, share * coefficient) for seed, coefficient in line["move"]])
     walk.goto({})
     return walk
+
+
+def _check_average(logs: Sequence[Sequence[Line]], last: int) -> None:
+    shortest = min(len(steps) for steps in logs)
+    if not 1 <= last <= shortest:
+        raise UserError(f"--average {last}: a log has {shortest} steps")
 
 
 def replay(
@@ -164,6 +169,8 @@ def replay(
         raise UserError(f"--output {output} exists and is not an empty folder: choose another")
     run = header(logs[0])
     read = [read_log(log, until)[0] for log in logs]
+    if last > 1 or len(logs) > 1:
+        _check_average(read, last)
     model, tokenizer = make_model(settings(run).model_copy(update=told))
     base = checksum(model.named_parameters())
     for log in logs:

@@ -26,7 +26,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: unknown ending {path.suffix!r}; use {', '.join(readers)}")
     try:
         rows = readers[path.suffix](path)
-    except (ValueError, OSError, Warning) as error:
+    except (ValueError, OSError, RecursionError, Warning) as error:
         raise UserError(f"{path} can't be read as {path.suffix}: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: a list of objects, one a row, is needed")

@@ -16,7 +16,14 @@ from filelock import FileLock, Timeout
 from zoobj.config import ZOConfig
 from zoobj.environment import git_commit, versions
 from zoobj.errors import UserError
-from zoobj.files import remove_folder, replace_folder, replace_text, write_json, writing
+from zoobj.files import (
+    remove_folder,
+    replace_folder,
+    replace_text,
+    sync_folder,
+    write_json,
+    writing,
+)
 from zoobj.identity import Parent, check_same, recorded
 from zoobj.journal import Journal
 from zoobj.log import Line, Log
@@ -54,6 +61,9 @@ def check_output_dir(args: ZOConfig) -> None:
     path = run_folder(args)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path} is a file: choose another")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"--output_dir {path}: {above} is a file: choose another")
     if args.resume_from_checkpoint:
         if not resumes(args) and not (path.is_dir() and _empty(path)):
             raise UserError(f"--resume_from_checkpoint: no run in {path} (it has no {CONFIG})")
@@ -216,7 +226,7 @@ class RunFolder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
-        staging = self.path / ".model"
+        staging = self.path / ".model.tmp"
         replace_folder(staging, place)
         with writing(self.path):
             for index in self.path.glob("*.index.json"):
@@ -224,6 +234,7 @@ class RunFolder:
             files = sorted(staging.iterdir(), key=lambda f: f.name.endswith(".index.json"))
             for file in files:
                 os.replace(file, self.path / file.name)
+            sync_folder(self.path)
         remove_folder(staging)
 
     def write_result(self, result: Mapping[str, Any]) -> None:

@@ -58,7 +58,7 @@ def judge(objective: Objective, batch: Batch, on_error: OnError = "drop") -> Out
             value = 0.0
         else:
             scores, value = None, float(objective.value(batch))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a scorer may be a program that ends itself
         known = isinstance(error, (ScoreError, UserError))
         text = str(error) if known else f"objective {objective.name!r}: {_describe(error)}"
         if on_error == "raise":

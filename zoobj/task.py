@@ -149,7 +149,11 @@ class Task:
 
     def _drawn(self, row: Row) -> str:
         """validation | test | train, by the hash of the row's group."""
-        digest = hashlib.sha256(str(self.group(row)).encode()).digest()
+        try:
+            digest = hashlib.sha256(str(self.group(row)).encode()).digest()
+        except Exception as error:
+            place = self._place(row, "train")
+            raise UserError(f"{place} doesn't fit: {type(error).__name__}: {error}") from error
         share = int.from_bytes(digest[:8], "big") / 2**64
         return "validation" if share < HELD_OUT else "test" if share < 2 * HELD_OUT else "train"
 

@@ -1,7 +1,8 @@
 """The weights of a run at any of its steps: moves made and taken back, checkpoints, resume."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,15 @@ class Track:
         self.walk = walk_after(self.model, steps, args)
         self.at = len(steps)
 
-    def advance(self, move: Move) -> None:
-        """Make a move that is about to be logged."""
+    @contextmanager
+    def advance(self, move: Move) -> Iterator[None]:
+        """Make a move; it is taken back where the block, which logs it, fails."""
         self.walk.commit(move)
+        try:
+            yield
+        except BaseException:
+            self.walk.commit([(seed, -coefficient) for seed, coefficient in move])
+            raise
         self.at += 1
 
     def to(self, step: int, run: RunFolder) -> None:

@@ -150,6 +150,9 @@ class ZOTrainer:
         parent = self._parent()
         if not resumes(self.args):
             self._preflight()
+        if not (has_steps(self.args) or hasattr(self.track, "walk")):
+            # A tune or density that can't be is refused here: nothing is written yet.
+            self.track.begin(parent.steps if parent else [], self.args)
         with RunFolder(self.args) as self.run, self.interrupts:
             return self._guarded(parent)
 
@@ -277,8 +280,7 @@ class ZOTrainer:
             "seconds": round(time.perf_counter() - start, 4),
             "seconds_in_walk": round(self.track.walk.seconds - walked, 4),
         }
-        with self.interrupts.held():
-            self.track.advance(move)
+        with self.interrupts.held(), self.track.advance(move):
             self.run.log_step(line, timings)
         self._report(pairs, outcomes)
 
