@@ -13,14 +13,17 @@ eval/ and test/ instead of eval_ and test_:
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError, did_you_mean
 from zoobj.log import Line
+from zoobj.objective import Objective
 
 
 class Callbacks:
@@ -40,17 +43,21 @@ class Callbacks:
 
     def __init__(self, callbacks: Sequence[Any], args: ZOConfig):
         made = [callback() if isinstance(callback, type) else callback for callback in callbacks]
-        self.callbacks = [*made, *_trackers(args.report_to)]
+        self.callbacks = [*made, *_trackers(args)]
         self.state, self.control = TrainerState(), TrainerControl()
-        self._settings, self._args = args, None
+        self.belong_to(args, None)
         self.context: dict[str, Any] = {}  # model, processing_class: what every event comes with
+
+    def belong_to(self, args: ZOConfig, objective: Objective | None) -> None:
+        """Say whose run it is, which is what callbacks get as arguments."""
+        self._settings, self._objective, self._args = args, objective, None
 
     def tell(self, event: str, **more: Any) -> None:
         """Call the method of this name of every callback that has it."""
         if not self.callbacks:
             return  # on every forward pass there is nobody to tell
         if self._args is None:
-            self._args = training_arguments(self._settings)
+            self._args = training_arguments(self._settings, self._objective)
         for callback in self.callbacks:
             handler = getattr(callback, event, None)
             if handler is not None:
@@ -93,7 +100,7 @@ def step_logs(line: Line, objective: str, pairs: Sequence[Any], tie_rate: float)
     }
 
 
-def training_arguments(args: ZOConfig) -> Any:
+def training_arguments(args: ZOConfig, objective: Objective | None = None) -> Any:
     """The settings as callbacks expect them: transformers' TrainingArguments, with ours added.
 
     It is filled without its ``__init__``, which would set up devices and processes.
@@ -119,18 +126,28 @@ def training_arguments(args: ZOConfig) -> Any:
     for name, value in args.model_dump().items():
         object.__setattr__(made, name, value)
     # What transformers' own callbacks, such as EarlyStoppingCallback, want to know.
-    more = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
-    for name, value in {**more, "save_steps": args.save_steps or 0}.items():
+    more: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "load_best_model_at_end": True,
+    }
+    if objective is not None:
+        best = f"eval_{objective.name}"
+        more |= {"metric_for_best_model": best, "greater_is_better": objective.higher_is_better}
+    alone = {"distributed_state": None, "_n_gpu": int(torch.cuda.is_available())}  # one process
+    for name, value in {**more, **alone, "save_steps": args.save_steps or 0}.items():
         object.__setattr__(made, name, value)
     return made
 
 
-def _trackers(report_to: str) -> list[Any]:
-    names = [name.strip() for name in report_to.split(",") if name.strip() not in ("", "none")]
+def _trackers(args: ZOConfig) -> list[Any]:
+    names = [name.strip() for name in args.report_to.split(",") if name.strip() not in ("", "none")]
     if not names:
         return []
     from transformers.integrations import integration_utils
 
+    if "wandb" in names:  # its callback looks for the project nowhere else
+        os.environ.setdefault("WANDB_PROJECT", args.project)
     made = []
     for name in names:
         known = integration_utils.INTEGRATION_TO_CALLBACK

@@ -65,7 +65,7 @@ def load(folder: Path, model: Any, walk: Walk, log_hash: str) -> bool:
     """
     try:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-        saved = _Saved(folder)
+        saved = _Saved(folder, model)
         rest = saved.rest()
         quanta = {name: float(facts["quanta"][name]) for name in walk.names}
         params = dict(model.named_parameters())
@@ -93,16 +93,31 @@ def load(folder: Path, model: Any, walk: Walk, log_hash: str) -> bool:
 class _Saved:
     """The tensors of a saved model, read from disk when they are asked for."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, model: Any):
         self.folder = folder
-        self._files = {}
+        self._found: dict[str, tuple[Any, str]] = {}  # of a parameter: the file, the name there
         for path in sorted(folder.glob("model*.safetensors")):
             file = safe_open(path, framework="pt")
-            self._files.update(dict.fromkeys(file.keys(), file))
+            self._found |= {name: (file, name) for name in file.keys()}  # noqa: SIM118
+        for adapter in getattr(model, "peft_config", ()):
+            self._find_adapter(model, adapter)
+
+    def _find_adapter(self, model: Any, adapter: str) -> None:
+        """peft saves an adapter's tensors by names of its own: which is which, memory tells."""
+        from peft import get_peft_model_state_dict
+
+        place = self.folder if adapter == "default" else self.folder / adapter
+        file = safe_open(place / "adapter_model.safetensors", framework="pt")
+        kept = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+        names = {tensor.data_ptr(): name for name, tensor in kept.items()}
+        for name, param in model.named_parameters():
+            if param.data_ptr() in names:
+                self._found[name] = (file, names[param.data_ptr()])
 
     def like(self, name: str, param: Tensor) -> Tensor:
         """The tensor of this name; KeyError or ValueError where none fits this parameter."""
-        tensor = self._files[name].get_tensor(name)
+        file, there = self._found[name]
+        tensor = file.get_tensor(there)
         if tensor.shape != param.shape or tensor.dtype != param.dtype:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
         return tensor

@@ -147,10 +147,15 @@ def _train(args: argparse.Namespace) -> int:
     from zoobj.trainer import ZOTrainer
 
     check_output_dir(pointed_at(settings))  # before the wait for the model
-    trainer = ZOTrainer(args=settings, callbacks=[] if settings.disable_tqdm else [ProgressBar()])
-    result = trainer.train()
+    bars = [] if settings.disable_tqdm else [ProgressBar()]
+    trainer = ZOTrainer(args=settings, callbacks=bars)
+    try:
+        result = trainer.train()
+    finally:
+        for bar in bars:
+            bar.close()
     print(result)
-    print(f"saved in {settings.output_dir}")
+    print(f"saved in {trainer.args.output_dir}")
     return 0
 
 

@@ -86,7 +86,8 @@ class ZOConfig(BaseModel):
     output_dir: str = Field("zoobj-run", description="run folder")
     overwrite_output_dir: bool = Field(False, description="replace an earlier run there")
     resume_from_checkpoint: bool | str = Field(
-        False, description="continue the run in output_dir, or in the run folder given here"
+        False,
+        description="continue the run in output_dir, or in the run folder given here; auto: if any",
     )
     branch_from: str | None = Field(
         None, description="begin where another run stood: its folder or log, and @STEP"

@@ -30,9 +30,9 @@ def push(folder: Path, args: ZOConfig) -> str:
     Raises:
         UserError: it could not be uploaded; the run is safe on disk.
     """
+    name = args.hub_model_id or folder.resolve().name
     try:
         api = _api()
-        name = args.hub_model_id or folder.resolve().name
         repo = api.create_repo(name, private=args.hub_private_repo, exist_ok=True)
         api.upload_folder(
             repo_id=repo.repo_id,
@@ -40,11 +40,11 @@ def push(folder: Path, args: ZOConfig) -> str:
             ignore_patterns=_LEFT_OUT,
             commit_message="Tuned by zoobj",
         )
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"--push_to_hub: {reason}; the run is complete in {folder}: upload it with "
-            f"'hf upload {args.hub_model_id or folder.name} {folder}'"
+            f"'hf upload {name} {folder}', or go on with --resume_from_checkpoint {folder}"
         ) from error
     return str(repo)
 

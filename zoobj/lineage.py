@@ -49,10 +49,16 @@ def _same_branch(args: ZOConfig, earlier: str | None) -> bool:
 
 
 def pointed_at(args: ZOConfig) -> ZOConfig:
-    """The settings with the folder as ``output_dir`` that ``resume_from_checkpoint`` names."""
+    """The settings with the folder as ``output_dir`` that ``resume_from_checkpoint`` names.
+
+    "auto" is yes where there is a run, else no: the same command begins a run and continues it.
+    """
     pointed = args.resume_from_checkpoint
     if not isinstance(pointed, str):
         return args
+    if pointed == "auto":
+        there = (run_folder(args) / CONFIG).is_file()
+        return args.model_copy(update={"resume_from_checkpoint": there})
     folder = Path(pointed).expanduser()
     if not pointed or not folder.is_dir():
         raise UserError(f"--resume_from_checkpoint {pointed!r}: no such folder")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 TINY_QA = "tiny-qa"
 EMBEDDED = {TINY_QA: Path(__file__).parent / "assets" / "tiny_qa"}
+_ADAPTER = "adapter_config.json"  # of peft
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ def load_model(
     """A causal language model in evaluation mode, and its tokenizer padding on the left.
 
     Args:
-        model_name_or_path: an embedded model (``tiny-qa``), a folder, or a hub id.
+        model_name_or_path: an embedded model (``tiny-qa``), a folder, or a hub id. A folder with an
+            adapter of peft gives its base with the adapter on it, which alone is trainable.
         gguf_file: name of a GGUF file in that folder or repository; its weights are dequantised,
             since packed ones can't be perturbed.
         dtype: "auto" takes the checkpoint's own.
@@ -45,6 +47,8 @@ def load_model(
     source = _locate(model_name_or_path, gguf_file)
     if gguf_file is not None and find_spec("gguf") is None:
         raise UserError("--gguf_file needs the package gguf: pip install 'zoobj[gguf]'")
+    if gguf_file is None and (Path(source) / _ADAPTER).is_file():
+        return _load_adapter(source, dtype, device_map, trust_remote_code)
     torch_dtype = _dtype(dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if gguf_file is not None:
@@ -72,6 +76,36 @@ def load_model(
     if device_map is None:
         model = model.to(_default_device())
     return model, tokenizer
+
+
+def _load_adapter(
+    folder: str, dtype: str, device_map: str | None, trust_remote_code: bool
+) -> tuple[Any, Any]:
+    """The base that an adapter names, with the adapter, and the tokenizer beside it."""
+    from transformers import AutoTokenizer
+
+    if find_spec("peft") is None:
+        raise UserError(f"model {folder!r} is an adapter: pip install 'zoobj[peft]'")
+    from peft import PeftModel
+
+    try:
+        config = json.loads((Path(folder) / _ADAPTER).read_text(encoding="utf-8"))
+        base = config["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model {folder!r}: its {_ADAPTER} names no base: {error}") from error
+    if not isinstance(base, str):
+        raise UserError(f"model {folder!r}: its {_ADAPTER} names no base")
+    model, tokenizer = load_model(
+        base, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
+    )
+    try:
+        if (Path(folder) / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return PeftModel.from_pretrained(model, folder, is_trainable=True), tokenizer
+    except Exception as error:  # peft and safetensors each have their own kinds
+        raise UserError(
+            f"adapter {folder!r} can't be loaded: {type(error).__name__}: {_first_line(error)}"
+        ) from error
 
 
 def base_weights(model_name_or_path: str) -> dict[str, "Tensor"]:
@@ -165,7 +199,7 @@ def _locate(name: str, gguf_file: str | None) -> str:
 
 
 def _checked_folder(path: Path, gguf_file: str | None) -> str:
-    if gguf_file is None and not (path / "config.json").is_file():
+    if gguf_file is None and not any((path / f).is_file() for f in ("config.json", _ADAPTER)):
         ggufs = sorted(file.name for file in path.glob("*.gguf"))
         remedy = f"add --gguf_file {ggufs[0]}" if ggufs else "give a folder with a saved model"
         raise UserError(f"model {str(path)!r}: no config.json in this folder; {remedy}")

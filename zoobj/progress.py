@@ -95,6 +95,10 @@ class ProgressBar:
         )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, also after an error; may be called twice."""
         if self.bar is not None:
             self.bar.stop()
 

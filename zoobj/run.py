@@ -37,6 +37,7 @@ CONFIG, LOG, METRICS, RESULT, CARD, REPORT = (
     "report.html",
 )
 STOP = "STOP"  # a file of this name in the folder ends the run
+_MODEL = ("config.json", "adapter_config.json")  # the model of the next run may have one only
 _LOCK, _PENDING, _OUTCOMES = ".lock", "pending.jsonl", "outcomes.jsonl"
 
 
@@ -156,6 +157,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
+        (self.path / STOP).unlink(missing_ok=True)  # it has stopped, for whatever reason
         self.close()
 
     def close(self) -> None:
@@ -185,8 +187,9 @@ class RunFolder:
 
     @property
     def calls(self) -> int:
-        """How often this run called the objective on a batch; steps and evaluations."""
-        return sum(len(line["values"]) for line in self.steps[self.start :]) + len(self.evaluations)
+        """How often this run called the objective on a batch: a try-out, steps, evaluations."""
+        steps = sum(len(line["values"]) for line in self.steps[self.start :])
+        return 1 + steps + len(self.evaluations)
 
     @property
     def seconds(self) -> float:
@@ -233,6 +236,8 @@ class RunFolder:
                 index.unlink()  # without it, shards of two versions are not taken for a model
             files = sorted(staging.iterdir(), key=lambda f: f.name.endswith(".index.json"))
             for file in files:
+                if file.is_dir():  # peft has one for each adapter that has a name
+                    remove_folder(self.path / file.name)
                 os.replace(file, self.path / file.name)
             sync_folder(self.path)
         remove_folder(staging)
@@ -245,7 +250,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove an earlier run, its settings first: half a run is none."""
-        known = (CONFIG, LOG, METRICS, RESULT, CARD, REPORT, STOP, _PENDING, _OUTCOMES)
+        known = (CONFIG, LOG, METRICS, RESULT, CARD, REPORT, STOP, _PENDING, _OUTCOMES, *_MODEL)
         for old in known:
             (self.path / old).unlink(missing_ok=True)
         for pattern in ("model*.safetensors*", "adapter_model.safetensors"):

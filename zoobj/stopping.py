@@ -33,6 +33,12 @@ def budget(args: ZOConfig) -> tuple[int, str]:
             f"--max_evals {args.max_evals} buys no step: one scores {cost} examples "
             f"({cost // size} x per_device_train_batch_size {size})"
         )
+    calls = cost // size + 4
+    if args.max_reward_calls is not None and args.max_reward_calls < calls:
+        raise UserError(
+            f"--max_reward_calls {args.max_reward_calls} buys no step: try-out, test, two "
+            f"validations and a step are {calls} calls"
+        )
     if steps <= begun:
         raise UserError(
             f"--branch_from {args.branch_from}: {limit} ends the run at step {steps}, "
@@ -47,20 +53,21 @@ def _max_seconds(args: ZOConfig, run: RunFolder, objective: Objective, offsets: 
 
 
 def _max_reward_calls(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
-    """The next step's offsets would be too many; evaluations count, the last one on test not."""
-    return args.max_reward_calls is not None and run.calls + offsets > args.max_reward_calls
+    """The next step and a validation after it would be too many; the last test does not count."""
+    limit = args.max_reward_calls
+    return limit is not None and run.calls + offsets + 1 > limit
 
 
 def _target_value(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
     """The last validation is as good as was wished for."""
-    losses = _validations(run, objective)
+    losses = _validations(args, run, objective)
     target = args.target_value
     return target is not None and bool(losses) and losses[-1] <= loss(objective, target)
 
 
 def _early_stopping(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
     """None of the last validations was better than the best before."""
-    patience, losses = args.early_stopping_patience, _validations(run, objective)
+    patience, losses = args.early_stopping_patience, _validations(args, run, objective)
     if patience is None:
         return False
     best, since = float("inf"), 0
@@ -91,9 +98,13 @@ def stop_reason(args: ZOConfig, run: RunFolder, objective: Objective, offsets: i
     return next((n for n, rule in RULES.items() if rule(args, run, objective, offsets)), None)
 
 
-def _validations(run: RunFolder, objective: Objective) -> Sequence[float]:
-    """Losses of the validations so far; those without a value are left out."""
+def _validations(args: ZOConfig, run: RunFolder, objective: Objective) -> Sequence[float]:
+    """Losses of the validations so far; those without a value are left out.
+
+    So are those between the regular ones, since they depend on where a session ended.
+    """
     lines = sorted(
         (e for e in run.evaluations if e["split"] == "validation"), key=lambda e: e["step"]
     )
-    return [loss(objective, e["value"]) for e in lines if e["value"] is not None]
+    regular = (e for e in lines if e["step"] % args.eval_steps == 0 or e["step"] == run.start)
+    return [loss(objective, e["value"]) for e in regular if e["value"] is not None]

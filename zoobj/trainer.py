@@ -80,6 +80,7 @@ class ZOTrainer:
         wanted = self.args.objective if objective is None else objective
         self.objective = as_objective(self.task.objective if wanted is None else wanted)
         self._name_objects(task, objective)
+        self.callbacks.belong_to(self.args, self.objective)
         given = None if isinstance(model, str) else model
         if given is not None:
             self.args.model_name_or_path = given.config.name_or_path or type(given).__name__
@@ -139,6 +140,7 @@ class ZOTrainer:
         if resume_from_checkpoint is not None:
             told = {"resume_from_checkpoint": resume_from_checkpoint}
             self.args = pointed_at(self.args.model_copy(update=told))
+            self.callbacks.belong_to(self.args, self.objective)
         check_output_dir(self.args)
         self.max_steps, self.limit = budget(self.args)
         if self.args.push_to_hub:
@@ -154,7 +156,10 @@ class ZOTrainer:
             # A tune or density that can't be is refused here: nothing is written yet.
             self.track.begin(parent.steps if parent else [], self.args)
         with RunFolder(self.args) as self.run, self.interrupts:
-            return self._guarded(parent)
+            result = self._guarded(parent)
+            if self.args.push_to_hub:
+                logger.info("uploaded to %s", hub.push(self.run.path, self.args))
+            return result
 
     def _parent(self) -> Parent | None:
         """The run to branch off, if its steps are not in this run's log already."""
@@ -199,6 +204,7 @@ class ZOTrainer:
 
     def _train(self) -> Result:
         self._tell_state()
+        self.callbacks.control._new_training()
         self.callbacks.tell("on_train_begin")
         before = self._before = self._test(self.run.start)
         self._resume()
@@ -208,6 +214,7 @@ class ZOTrainer:
         after = self._test(best)
         result = self._summary(before, after, best, reason)
         self.run.write_result(asdict(result))
+        self._before = None  # whatever happens from here on, this result stays
         self.run.write_card(model_card(self.args, result, self.run))
         write_report(
             self.run.path / REPORT,
@@ -219,20 +226,19 @@ class ZOTrainer:
             after,
         )
         self.callbacks.tell("on_train_end")
-        if self.args.push_to_hub:
-            logger.info("uploaded to %s", hub.push(self.run.path, self.args))
         return result
 
     def _loop(self) -> str:
         """Steps, until a budget or a rule ends them; says which."""
         control = self.callbacks.control
-        control._new_training()
         offsets = method_class(self.args.method).evaluations
         for step in range(len(self.run.steps), self.max_steps):
             digest = None
             if self._validation_due(step):
                 self._validate(step)
                 digest = checksum(self.model.named_parameters())
+            if control.should_training_stop:
+                return "callback"
             if reason := stop_reason(self.args, self.run, self.objective, offsets):
                 return reason
             control._new_step()
@@ -438,6 +444,7 @@ class ZOTrainer:
 
     def _preflight(self) -> None:
         """A few examples through the whole chain: a broken reward shows before any training."""
+        self._phase = ""
         batch = self.scorer(self.data["train"][:_PREFLIGHT], self.objective.needs)
         policy: OnError = "raise" if self.args.on_error == "raise" else "drop"
         outcome = judge(self.objective, batch, policy)
@@ -460,7 +467,8 @@ class ZOTrainer:
         return self.args.learning_rate * factors[self.args.lr_scheduler_type]
 
     def _scored(self, examples: int) -> None:
-        self.callbacks.tell("on_prediction_step", examples=examples, phase=self._phase)
+        if self._phase:  # the try-out is no part of the run
+            self.callbacks.tell("on_prediction_step", examples=examples, phase=self._phase)
 
     def _tell_state(self) -> None:
         """Bring transformers' TrainerState up to date."""
