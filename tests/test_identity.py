@@ -194,3 +194,12 @@ def test_memory_that_runs_out_leaves_a_run_to_resume(
         with pytest.raises(UserError, match=r"lower per_device_eval_batch_size; at step 3 of 4"):
             resume(begun).train()
     assert resume(begun, per_device_eval_batch_size=2).train().steps == 4
+
+
+def test_the_base_model_is_not_overwritten(begun: dict[str, Any], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    before = {p: p.read_bytes() for p in base.iterdir()}
+    told = {**begun, "output_dir": str(base), "overwrite_output_dir": True}
+    with pytest.raises(UserError, match="holds the base model"):
+        ZOTrainer(args=ZOConfig(**told)).train()
+    assert before == {p: p.read_bytes() for p in base.iterdir()}

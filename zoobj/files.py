@@ -21,10 +21,9 @@ def writing(path: Path) -> Iterator[None]:
     """Say in one line which file could not be written, and why.
 
     Raises:
-        StorageError: for an error of the operating system, also one that safetensors wraps.
+        StorageError: for an error of the operating system, also one that came by way of Rust, in
+            which safetensors and tokenizers are written.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
     except StorageError:
@@ -33,7 +32,9 @@ def writing(path: Path) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = error.strerror or str(error)
         raise StorageError(f"{path}: {reason}{': free some space' if full else ''}") from error
-    except SafetensorError as error:
+    except Exception as error:
+        if "(os error" not in str(error):
+            raise
         raise StorageError(f"{path}: {error}") from error
 
 

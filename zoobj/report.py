@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoobj.config import ZOConfig
+from zoobj.files import replace_text
 from zoobj.result import Result
 from zoobj.signal import Outcome
 
@@ -57,11 +58,11 @@ def write_report(
 
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
     facts = {**vars(result), **args.model_dump()}.items()
-    path.write_text(
+    replace_text(
+        path,
         page.render(
             args=args, result=result, plot=plot, facts=facts, examples=_examples(before, after)
         ),
-        encoding="utf-8",
     )
 
 

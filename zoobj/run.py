@@ -69,6 +69,11 @@ def check_output_dir(args: ZOConfig) -> None:
         if not resumes(args) and not (path.is_dir() and _empty(path)):
             raise UserError(f"--resume_from_checkpoint: no run in {path} (it has no {CONFIG})")
         return
+    base = Path(args.model_name_or_path).expanduser()
+    if args.overwrite_output_dir and base.is_dir() and base.resolve() == path.resolve():
+        raise UserError(
+            f"--overwrite_output_dir: {path} holds the base model: choose another folder"
+        )
     if path.is_dir() and not _empty(path) and not args.overwrite_output_dir:
         raise UserError(
             f"--output_dir {path} is not empty: choose another, --overwrite_output_dir, or "
@@ -102,14 +107,14 @@ class RunFolder:
         self.path = run_folder(args)
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path / _LOCK)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"--output_dir {self.path}: another process is writing there; wait for it, or "
-                "choose another folder"
-            ) from None
+            self._lock = FileLock(self.path / _LOCK)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise UserError(
+                    f"--output_dir {self.path}: another process is writing there; wait for it, or "
+                    "choose another folder"
+                ) from None
         try:
             check_output_dir(args)  # again: it may have been another's a moment ago
             self._open(args)
@@ -119,7 +124,8 @@ class RunFolder:
 
     def _open(self, args: ZOConfig) -> None:
         if not args.resume_from_checkpoint:
-            self._clear()
+            with writing(self.path):
+                self._clear()
         for stale in self.path.glob(".*.tmp"):
             shutil.rmtree(stale, ignore_errors=True)
         self.log = Log(self.path / LOG, steps=True)
