@@ -282,3 +282,27 @@ def test_checkpoints_of_other_adapters(
         make(small(out, resume_from_checkpoint=True, **settings)).train()
     assert untimed(out / "log.jsonl") == untimed(tmp_path / "whole" / "log.jsonl")
     assert "can't be used" not in caplog.text
+
+
+def test_another_configuration_of_the_adapter_is_refused(
+    done: tuple[Path, Any], tmp_path: Path
+) -> None:
+    """Same shapes, same first weights, but another scale."""
+    args = small(done[0])
+    with pytest.raises(UserError, match="was run with another adapter"):
+        trainer(args, lora(lora_alpha=16)).train(resume_from_checkpoint=True)
+
+
+def test_from_log_gives_the_adapter_of_a_step(done: tuple[Path, Any]) -> None:
+    folder, result = done
+    model, tokenizer = load_model("tiny-qa")
+    made = ZOTrainer.from_log(
+        str(folder),
+        until=result.best_step,
+        model=model,
+        processing_class=tokenizer,
+        peft_config=lora(),
+    )
+    saved = load_file(folder / WEIGHTS)
+    named = {k.replace(".default", ""): p for k, p in made.model.named_parameters()}
+    assert all(torch.equal(named[name], tensor) for name, tensor in saved.items())

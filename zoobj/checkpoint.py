@@ -7,7 +7,7 @@ directions a pass over the weights), and cost a copy of the weights on disk.
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zoobj.environment import checksum
+from zoobj.environment import checksum, checksum_in_order
 from zoobj.files import remove_folder, replace_folder, write_json
 from zoobj.walk import Walk
 
@@ -69,11 +69,8 @@ def load(folder: Path, model: Any, walk: Walk, log_hash: str) -> bool:
         rest = saved.rest()
         quanta = {name: float(facts["quanta"][name]) for name in walk.names}
         params = dict(model.named_parameters())
-        weights = (
-            (name, saved.like(name, p) if name in quanta else p) for name, p in params.items()
-        )
-        sound = facts["hash"] == log_hash and facts["checksum"] == checksum(
-            (*weights, *rest.items())
+        sound = facts["hash"] == log_hash and facts["checksum"] == checksum_in_order(
+            saved.all(params, quanta, rest)
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         logger.warning("%s can't be used (%s: %s)", folder, type(error).__name__, error)
@@ -121,6 +118,15 @@ class _Saved:
         if tensor.shape != param.shape or tensor.dtype != param.dtype:
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
         return tensor
+
+    def all(
+        self, params: Mapping[str, Tensor], tuned: Collection[str], rest: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """What the checksum is of, a tensor at a time: parameters and rests, by name."""
+        for name in sorted(params):
+            yield name, self.like(name, params[name]) if name in tuned else params[name]
+            if name in rest:
+                yield name, rest[name]
 
     def rest(self) -> dict[str, Tensor]:
         """What 16-bit weights don't show, by name."""

@@ -16,8 +16,13 @@ _PACKAGES = ("zoobj", "torch", "transformers", "datasets", "tokenizers", "numpy"
 
 def checksum(params: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over the bytes of all tensors, by name, as 16 hex digits."""
+    return checksum_in_order(sorted(params, key=lambda pair: pair[0]))
+
+
+def checksum_in_order(params: Iterable[tuple[str, Tensor]]) -> str:
+    """The same of tensors that come sorted by name, and need not all be in memory."""
     digest = hashlib.sha256()
-    for name, param in sorted(params, key=lambda pair: pair[0]):
+    for name, param in params:
         digest.update(name.encode())
         data = param.detach().contiguous().view(-1).view(torch.uint8).cpu()
         digest.update(data.numpy().data)

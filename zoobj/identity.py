@@ -12,7 +12,8 @@ from zoobj.config import MAY_CHANGE_ON_RESUME, ZOConfig, read_yaml
 from zoobj.errors import UserError
 from zoobj.log import FORMAT, Line
 
-_KEYS = ("format", "base", "base_checksum", "tokenizer", "data", "code", "parent")
+_KEYS = ("format", "base", "base_checksum", "adapter", "tokenizer", "data", "code", "parent")
+_NO_MATTER = {"base_model_name_or_path", "inference_mode", "revision"}  # to an adapter's output
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,13 @@ class Parent:
 
 
 def identity(
-    args: ZOConfig,
-    base_checksum: str,
-    tokenizer: Any,
-    data: Mapping[str, str],
+    args: ZOConfig, model: Any, base_checksum: str, tokenizer: Any, data: Mapping[str, str]
 ) -> Line:
     """What a run can't change halfway; the key ``run`` of its first line.
 
     Args:
         args: the settings.
+        model: read for the configuration of its adapter.
         base_checksum: of the weights before any change.
         tokenizer: of the model.
         data: fingerprints of the splits.
@@ -56,6 +55,7 @@ def identity(
         "format": FORMAT,
         "base": args.model_name_or_path,
         "base_checksum": base_checksum,
+        "adapter": _adapter(model),
         "tokenizer": _digest(vocabulary.encode()),
         "data": dict(data),
         "code": _code(args),
@@ -102,8 +102,9 @@ def check_same(earlier: Line, now: Line, path: Path) -> None:
         if now["data"].get(split, fingerprint) != fingerprint:
             raise UserError(f"--resume_from_checkpoint: the {split} data of {path} have changed")
     check_base(earlier, now["base"], now["base_checksum"])
-    if earlier["tokenizer"] != now["tokenizer"]:
-        raise UserError(f"--resume_from_checkpoint: {path} was run with another tokenizer")
+    for what in ("tokenizer", "adapter"):
+        if earlier[what] != now[what]:
+            raise UserError(f"--resume_from_checkpoint: {path} was run with another {what}")
     for what in sorted({*earlier["code"], *now["code"]}):
         if earlier["code"].get(what) != now["code"].get(what):
             raise UserError(
@@ -130,6 +131,19 @@ def _code(args: ZOConfig) -> dict[str, str]:
             if file.suffix in (".py", ".yaml", ".yml") and file.is_file():
                 found[what] = _digest(file.read_bytes())
     return found
+
+
+def _adapter(model: Any) -> str | None:
+    """Fingerprint of the configuration of peft's adapters; None if there is none."""
+    configs = getattr(model, "peft_config", None)
+    if configs is None:
+        return None
+    told = {
+        name: {k: v for k, v in config.to_dict().items() if k not in _NO_MATTER}
+        for name, config in configs.items()
+    }
+    text = json.dumps(told, sort_keys=True, default=lambda v: sorted(map(str, v)))
+    return _digest(text.encode())
 
 
 def _digest(content: bytes) -> str:

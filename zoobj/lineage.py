@@ -22,9 +22,10 @@ def taken_up(args: ZOConfig) -> ZOConfig:
         Log(folder / LOG, steps=True)  # damage shows before the model is loaded
         Log(folder / METRICS)
         earlier = load_yaml(folder / CONFIG)
-        if args.branch_from is not None and not _same_branch(args, earlier["branch_from"]):
+        begun = earlier.get("branch_from")
+        if args.branch_from is not None and not _same_branch(args, begun):
             raise UserError(
-                f"--resume_from_checkpoint: {folder} branched off {earlier['branch_from']}, not "
+                f"--resume_from_checkpoint: {folder} branched off {begun}, not "
                 f"{args.branch_from}: leave --branch_from out"
             )
         return taken_over(args, earlier, branch=False)

@@ -172,7 +172,8 @@ class ZOTrainer:
     def _begin(self, parent: Parent | None) -> None:
         """Make sure that it is the run that was begun, and stand where it begins."""
         fingerprints = {split: self.task.fingerprint(self.data[split]) for split in self.data}
-        this = identity(self.args, self.track.base_checksum, self.tokenizer, fingerprints)
+        base = self.track.base_checksum
+        this = identity(self.args, self.model, base, self.tokenizer, fingerprints)
         self.run.begin(this, self.args, parent)
         if not hasattr(self.track, "walk"):  # else it stands there already
             self.track.begin(self.run.steps[: self.run.start], self.args)
