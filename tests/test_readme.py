@@ -1,5 +1,6 @@
 """What the README shows, works."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import pytest
 
 from zoobj import as_objective
-from zoobj.config import ZOConfig
+from zoobj.cli import _parser
 from zoobj.objective import Batch
 from zoobj.registry import catalogue
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
@@ -48,10 +50,14 @@ def test_the_optimizer_example_learns() -> None:
     assert float((model(x).argmax(1) == y).float().mean()) > 0.9
 
 
-def test_every_flag_is_a_setting() -> None:
-    flags = set(re.findall(r"--([a-z][a-z_]+)", README)) - {"index-url", "index"}
+@pytest.mark.parametrize("page", ["README.md", "docs/runs.md", "docs/walk.md"])
+def test_every_flag_is_one_of_the_command_s(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    flags = set(re.findall(r"--([a-z][a-z_]+)", text)) - {"index"}  # pip's --index-url
     assert flags
-    assert flags <= {*ZOConfig.model_fields, "config", "help"}
+    verbs = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    known = {flag for verb in verbs.choices.values() for flag in verb._option_string_actions}
+    assert {f"--{flag}" for flag in flags} <= known
 
 
 @pytest.mark.parametrize("kind", ["objective", "task", "method"])
