@@ -191,9 +191,19 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     )
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "metrics.jsonl", "outcomes.jsonl", "pending.jsonl"])
+DAMAGES = {
+    "log.jsonl": 100,
+    "metrics.jsonl": 12,
+    "outcomes.jsonl": 6,
+    "pending.jsonl": 6,
+    "checkpoint-3/model.safetensors": 4,
+    "checkpoint-3/zoobj.json": 4,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_mended_or_refused(tmp_path: Path, whole: Any, name: str) -> None:
-    """100 damages of the log, some of the other files: the right end, or a clear line."""
+    """The right end, or for what can't be made again a clear line."""
     out, draw = tmp_path / "run", random.Random(name)
     fresh = tmp_path / "fresh"
     command = killed.train(fresh, "--save_steps", "3")
@@ -202,7 +212,7 @@ def test_damage_is_mended_or_refused(tmp_path: Path, whole: Any, name: str) -> N
         killed.killed_after(draw.uniform(0.3, 0.9), *command)
     sound = (fresh / name).read_bytes()
     refused = 0
-    for _ in range(100 if name == "log.jsonl" else 12):
+    for _ in range(DAMAGES[name]):
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(fresh, out)
         (out / name).write_bytes(damaged(sound, draw))
