@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 
 from zoobj import UserError, ZOConfig, ZOTrainer, checkpoint
 from zoobj.assemble import make_scorer, make_task
+from zoobj.cli import main
 from zoobj.environment import checksum
 from zoobj.evaluation import evaluate
 from zoobj.interrupts import Interrupted
 from zoobj.log import Log
 from zoobj.models import load_model
 from zoobj.objectives import TokenF1
+from zoobj.scoring.choices import loglikelihood
 from zoobj.signal import judge
 
 peft = pytest.importorskip("peft")
@@ -306,3 +308,39 @@ def test_from_log_gives_the_adapter_of_a_step(done: tuple[Path, Any]) -> None:
     saved = load_file(folder / WEIGHTS)
     named = {k.replace(".default", ""): p for k, p in made.model.named_parameters()}
     assert all(torch.equal(named[name], tensor) for name, tensor in saved.items())
+
+
+def test_the_command_s_own_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--peft lora` saves an adapter; `zoobj replay` brings back any step of it."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    settings = small(run, peft="lora", lora_r=2, lora_target_modules="q_proj,up_proj", save_steps=1)
+    ZOTrainer(args=settings).train()
+    config = json.loads((run / CONFIG).read_text())
+    assert (config["r"], config["lora_alpha"]) == (2, 16)
+    assert set(config["target_modules"]) == {"q_proj", "up_proj"}
+    assert main(["replay", "--log", str(run), "--until", "3", "--output", str(out)]) == 0
+    assert same(out, run / "checkpoint-3")
+    assert (
+        main(["train", "--peft", "lora", "--lora_target_modules", "no", "--output_dir", "x"]) == 2
+    )
+    assert "the adapter does not fit the model: Target modules" in capsys.readouterr().err
+
+
+def test_log_probabilities_do_not_depend_on_padding() -> None:
+    """peft's own signature hides that the model takes positions, which GPT-2 learns."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    with torch.random.fork_rng():
+        model = peft.get_peft_model(GPT2LMHeadModel(config), lora(target_modules=["c_attn"]))
+    model.eval()
+    prompts, answers = [[1, 2], list(range(3, 20))], [[7, 8]] * 2
+    both = loglikelihood(model, prompts, answers, pad=0, batch_size=2)
+    alone = [loglikelihood(model, [p], answers[:1], pad=0, batch_size=1)[0] for p in prompts]
+    assert both == pytest.approx(alone, abs=1e-5)
+
+
+def test_virtual_tokens_are_refused() -> None:
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(UserError, match="adapter 'default' is PROMPT_TUNING"):
+        trainer(small(Path("x")), config)

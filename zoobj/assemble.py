@@ -52,8 +52,8 @@ def make_model(
 ) -> tuple[Any, Any]:
     """The model that the settings name and its tokenizer, or the ones given, ready to be scored.
 
-    With a ``peft_config`` the model gets an adapter, which alone is tuned; its first weights are a
-    function of the seed, so that a run can be resumed and replayed.
+    With a ``peft_config``, or where the settings ask for it, the model gets an adapter, which alone
+    is tuned. Its first weights are a function of the seed, so that a run can be resumed.
     """
     if model is None:
         model, loaded = load_model(
@@ -66,20 +66,33 @@ def make_model(
         tokenizer = tokenizer or loaded
     elif tokenizer is None:
         raise UserError("a model given as an object needs its tokenizer: processing_class=...")
-    if peft_config is not None:
-        model = _with_adapter(model, peft_config, args.seed)
+    if peft_config is not None or args.peft is not None:
+        model = _with_adapter(args, model, peft_config)
     prepare(model, tokenizer)
     return model, tokenizer
 
 
-def _with_adapter(model: Any, peft_config: Any, seed: int) -> Any:
+def _with_adapter(args: ZOConfig, model: Any, config: Any) -> Any:
     try:
-        from peft import get_peft_model
+        from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise UserError("peft_config needs the package peft: pip install 'zoobj[peft]'") from error
+        raise UserError("adapters need the package peft: pip install 'zoobj[peft]'") from error
+    if hasattr(model, "peft_config"):
+        raise UserError("the model has an adapter already, which is tuned alone: leave peft out")
+    if config is None:
+        modules = args.lora_target_modules
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=args.lora_r,
+            lora_alpha=args.lora_alpha,
+            target_modules=modules if modules == "all-linear" else modules.split(","),
+        )
     with torch.random.fork_rng():  # peft draws from the global state, which is put back
-        torch.manual_seed(derive(seed) % 2**63)  # noqa: TID251
-        return get_peft_model(model, peft_config)
+        torch.manual_seed(derive(args.seed) % 2**63)  # noqa: TID251
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:  # modules that the model lacks
+            raise UserError(f"the adapter does not fit the model: {error}") from error
 
 
 def make_walk(args: ZOConfig, model: Any) -> Walk:

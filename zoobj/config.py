@@ -24,6 +24,15 @@ class ZOConfig(BaseModel):
     device_map: str | None = Field(None, description="left to transformers")
     trust_remote_code: bool = Field(False, description="as in transformers")
 
+    peft: Literal["lora"] | None = Field(
+        None, description="tune an adapter of peft on the model, and save that"
+    )
+    lora_r: int = Field(8, ge=1, description="rank of the adapter")
+    lora_alpha: int = Field(16, ge=1, description="its scale, times its rank")
+    lora_target_modules: str = Field(
+        "all-linear", description="modules that get one, as in 'q_proj,v_proj'"
+    )
+
     task: str = Field("squad_mini", description="name, file.py:Class or file.yaml")
     train_file: str | None = Field(None, description="local rows instead of the task's own")
     validation_file: str | None = Field(None, description="likewise; else cut from train")

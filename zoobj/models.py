@@ -142,6 +142,12 @@ def base_weights(model_name_or_path: str) -> dict[str, "Tensor"]:
 
 def prepare(model: Any, tokenizer: Any) -> None:
     """What scoring relies on: evaluation mode, left padding, a pad token."""
+    for name, config in getattr(model, "peft_config", {}).items():
+        if config.is_prompt_learning:
+            raise UserError(
+                f"adapter {name!r} is {config.peft_type.value}: adapters that put tokens before "
+                "the prompt lose the positions of padded rows; use one that changes weights"
+            )
     model.eval()
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:

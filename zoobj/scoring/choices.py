@@ -52,7 +52,8 @@ def _last_logprobs(model: Any, rows: Sequence[Sequence[int]], pad: int, keep: in
     """[B, keep, V] float32 log-probabilities of the token after each of the last positions."""
     ids, mask = left_pad(rows, pad, model.device)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    accepted = inspect.signature(model.forward).parameters
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model  # peft passes on
+    accepted = inspect.signature(inner.forward).parameters
     if "position_ids" in accepted:
         # generate() numbers the positions of a left-padded batch by itself; forward() does not.
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
