@@ -193,7 +193,10 @@ class ZOTrainer:
         except StorageError as error:
             raise StorageError(f"{error}; {self._where()}") from error
         except UserError as error:
-            raise UserError(f"{error}; stopped {self._cut_off('error')}") from error
+            raise UserError(
+                f"{error}; stopped {self._cut_off('error')}; --branch_from {self.run.path} goes on "
+                "with other settings"
+            ) from error
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
