@@ -64,6 +64,13 @@ def identity(
     }
 
 
+def mark(run: Line) -> str:
+    """16 hex digits that name a run before its first step; where its base lies does not matter."""
+    told = {key: value for key, value in run.items() if key not in ("base", "parent")}
+    parent = run["parent"] and (run["parent"]["step"], run["parent"]["hash"])
+    return _digest(json.dumps([told, parent], sort_keys=True, default=str).encode())
+
+
 def recorded(config: Path) -> Line:
     """The same, as a run folder's config.yaml has it.
 
@@ -72,13 +79,28 @@ def recorded(config: Path) -> Line:
     """
     content = read_yaml(config)
     environment = content.get("environment")
-    if not isinstance(environment, dict) or any(key not in environment for key in _KEYS):
+    if not isinstance(environment, dict) or not _sound(environment):
         raise UserError(
             f"{config} is damaged or no config of a run: restore it, or start elsewhere"
         )
     kept = set(ZOConfig.model_fields) - MAY_CHANGE_ON_RESUME
     settings = {key: value for key, value in content.items() if key in kept}
     return {**{key: environment[key] for key in _KEYS}, "settings": settings}
+
+
+def _sound(environment: Line) -> bool:
+    """Whether all is there, and of its kind."""
+    if any(key not in environment for key in _KEYS):
+        return False
+    parent = environment["parent"]
+    if parent is not None and not (
+        isinstance(parent, dict)
+        and isinstance(parent.get("step"), int)
+        and parent["step"] >= 0
+        and isinstance(parent.get("hash"), str)
+    ):
+        return False
+    return isinstance(environment["data"], dict) and isinstance(environment["code"], dict)
 
 
 def check_same(earlier: Line, now: Line, path: Path) -> None:

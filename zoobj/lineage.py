@@ -5,9 +5,9 @@ from pathlib import Path
 from zoobj.config import ZOConfig, load_yaml, taken_over
 from zoobj.errors import UserError
 from zoobj.identity import Parent
-from zoobj.log import ORIGIN, Log
+from zoobj.log import ORIGIN, Line, Log
 from zoobj.replay import header, read_log
-from zoobj.run import CONFIG, LOG, METRICS, resumes, run_folder
+from zoobj.run import CONFIG, LOG, METRICS, begun_at, has_steps, resumes, run_folder
 
 
 def taken_up(args: ZOConfig) -> ZOConfig:
@@ -63,7 +63,8 @@ def pointed_at(args: ZOConfig) -> ZOConfig:
     folder = Path(pointed).expanduser()
     if not pointed or not folder.is_dir():
         raise UserError(f"--resume_from_checkpoint {pointed!r}: no such folder")
-    folder = folder.parent if folder.name.startswith("checkpoint-") else folder
+    if folder.name.startswith("checkpoint-") and not (folder / CONFIG).is_file():
+        folder = folder.parent
     told = "output_dir" in args.model_fields_set
     if told and folder.resolve() != run_folder(args).resolve():
         raise UserError(
@@ -81,6 +82,15 @@ def branch_point(spec: str) -> tuple[Path, int | None]:
     if not step.isdecimal() or len(step) > 18:
         raise UserError(f"--branch_from {spec}: a step is needed after @, as in {path}@100")
     return Path(path).expanduser(), int(step)
+
+
+def inherited(args: ZOConfig) -> list[Line]:
+    """The steps that a branch began with: in its own log once it has begun, else its parent's."""
+    if args.branch_from is None:
+        return []
+    if has_steps(args):
+        return Log(run_folder(args) / LOG, steps=True).lines[: begun_at(args)]
+    return parent_of(args).steps
 
 
 def parent_of(args: ZOConfig) -> Parent:

@@ -5,6 +5,7 @@ the moves of a log on the base model gives the tuned weights bit for bit. A fold
 process at a time, and everything in it is on disk when it is reported.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,9 +25,9 @@ from zoobj.files import (
     write_json,
     writing,
 )
-from zoobj.identity import Parent, check_same, recorded
+from zoobj.identity import Parent, check_same, mark, recorded
 from zoobj.journal import Journal
-from zoobj.log import Line, Log
+from zoobj.log import ORIGIN, Line, Log
 
 CONFIG, LOG, METRICS, RESULT, CARD, REPORT = (
     "config.yaml",
@@ -52,9 +53,16 @@ def resumes(args: ZOConfig) -> bool:
 
 
 def has_steps(args: ZOConfig) -> bool:
-    """Whether there is a run to continue that has logged something."""
+    """Whether there is a run to continue with lines in its log, a branch with all its parent's."""
     log = run_folder(args) / LOG
-    return resumes(args) and log.is_file() and log.stat().st_size > 0
+    if not (resumes(args) and log.is_file()):
+        return False
+    return log.read_bytes().count(b"\n") >= max(1, begun_at(args))
+
+
+def begun_at(args: ZOConfig) -> int:
+    """The step where the run that is continued began."""
+    return _start(recorded(run_folder(args) / CONFIG))
 
 
 def check_output_dir(args: ZOConfig) -> None:
@@ -70,7 +78,8 @@ def check_output_dir(args: ZOConfig) -> None:
             raise UserError(f"--resume_from_checkpoint: no run in {path} (it has no {CONFIG})")
         return
     base = Path(args.model_name_or_path).expanduser()
-    if args.overwrite_output_dir and base.is_dir() and base.resolve() == path.resolve():
+    doomed = [path.resolve(), *(folder.resolve() for folder in path.glob("checkpoint-*"))]
+    if args.overwrite_output_dir and base.is_dir() and base.resolve() in doomed:
         raise UserError(
             f"--overwrite_output_dir: {path} holds the base model: choose another folder"
         )
@@ -134,6 +143,7 @@ class RunFolder:
         self.outcomes = Journal(self.path / _OUTCOMES)
         self.recorded = recorded(self.path / CONFIG) if resumes(args) else None
         self.start = _start(self.recorded) if self.recorded else 0
+        self._mark = ""
 
     def begin(self, this: Line, args: ZOConfig, parent: Parent | None) -> None:
         """Write the settings down, or check that they are those of the run there.
@@ -149,15 +159,35 @@ class RunFolder:
         this = {**this, "parent": parent.facts if parent else None}
         if self.recorded is not None:
             this["parent"] = self.recorded["parent"]
-            earlier = self.recorded
-            if len(self.steps) > self.start:  # the log can't be altered without a trace
-                earlier = self.steps[self.start].get("run", earlier)
-            check_same(earlier, this, self.path)
+            check_same(self._earlier(parent), this, self.path)
+        self.start, self.this, self._mark = _start(this), this, mark(this)
+        self._write_config(args)  # before the parent's steps: without it, they are nobody's
         if parent is not None:
             replace_text(self.path / LOG, parent.text)
             self.log = Log(self.path / LOG, steps=True)
-        self.start, self.this = _start(this), this
-        self._write_config(args)
+
+    def _earlier(self, parent: Parent | None) -> Line:
+        """What the run there says of itself: in its log, which can't be altered without a trace.
+
+        Raises:
+            UserError: settings and log are of two runs.
+        """
+        assert self.recorded is not None
+        told, steps = self.recorded["parent"], self.steps if parent is None else parent.steps
+        begun = [line["step"] for line in steps if "run" in line]
+        known = len(steps) >= self.start and (
+            told is None
+            or told["hash"] == (steps[self.start - 1]["hash"] if self.start else ORIGIN)
+        )
+        if len(steps) > self.start:
+            known = known and begun[-1:] == [self.start]
+        if not known:
+            whose = LOG if parent is None else parent.facts["run"]
+            raise UserError(
+                f"{self.path}: {CONFIG} and {whose} are not of the same run: restore the one that "
+                "was changed, or start elsewhere"
+            )
+        return steps[self.start]["run"] if len(steps) > self.start else self.recorded
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -183,8 +213,12 @@ class RunFolder:
 
     def log_evaluation(self, line: Mapping[str, Any], timings: Mapping[str, float]) -> None:
         """Append an evaluation to the metrics, bound to the log as it stood at its step."""
-        bound = self.log.hash_at(line["step"])
-        self.metrics.append({**line, "log": bound}, timings)
+        bound = {"log": self.log.hash_at(line["step"]), "run": self._mark}
+        self.metrics.append({**line, **bound}, timings)
+
+    def key(self, step: int) -> str:
+        """Of the weights before a step of this run, for what is measured there."""
+        return f"{self._mark}/{self.log.hash_at(step)}"
 
     @property
     def evals(self) -> int:
@@ -220,7 +254,9 @@ class RunFolder:
         return [
             line
             for line in self.metrics.lines
-            if line["step"] <= len(self.steps) and line["log"] == self.log.hash_at(line["step"])
+            if line["step"] <= len(self.steps)
+            and line["log"] == self.log.hash_at(line["step"])
+            and line.get("run") == self._mark  # before the first step, all logs have one hash
         ]
 
     def evaluation(self, step: int, split: str) -> Line | None:
@@ -247,6 +283,15 @@ class RunFolder:
                 os.replace(file, self.path / file.name)
             sync_folder(self.path)
         remove_folder(staging)
+
+    def finished(self, best: int) -> str | None:
+        """Why an earlier session ended the run, if that is the end that it is still at."""
+        try:
+            told = json.loads((self.path / RESULT).read_text(encoding="utf-8"))
+            same = (told["steps"], told["best_step"]) == (len(self.steps), best)
+            return str(told["stop_reason"]) if same and told["after"] is not None else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_json(self.path / RESULT, dict(result))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from zoobj.assemble import method_class
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
-from zoobj.lineage import branch_point
+from zoobj.lineage import inherited
 from zoobj.objective import Objective
 from zoobj.run import STOP, RunFolder
 from zoobj.signal import loss
@@ -21,14 +21,14 @@ def budget(args: ZOConfig) -> tuple[int, str]:
     """Steps that the budget buys, and the name of what limits them."""
     size = args.per_device_train_batch_size
     cost = size * method_class(args.method).evaluations
-    limits = []
+    limits, before = [], inherited(args)
+    begun, paid = len(before), before[-1]["evals"] if before else 0
     if args.max_steps is not None:
         limits.append((args.max_steps, "max_steps"))
     if args.max_evals is not None:
-        limits.append((args.max_evals // cost, "max_evals"))
+        limits.append((begun + (args.max_evals - paid) // cost, "max_evals"))
     steps, limit = min(limits, default=(DEFAULT_STEPS, "max_steps"))
-    begun = (branch_point(args.branch_from)[1] or 0) if args.branch_from else 0
-    if not steps:
+    if not steps and not begun:
         raise UserError(
             f"--max_evals {args.max_evals} buys no step: one scores {cost} examples "
             f"({cost // size} x per_device_train_batch_size {size})"

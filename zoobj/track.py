@@ -9,6 +9,7 @@ from typing import Any
 from zoobj import checkpoint
 from zoobj.config import ZOConfig
 from zoobj.environment import checksum
+from zoobj.interrupts import deferred
 from zoobj.log import Line
 from zoobj.replay import verify, walk_after
 from zoobj.run import RunFolder
@@ -54,11 +55,12 @@ class Track:
 
     def to(self, step: int, run: RunFolder) -> None:
         """Make or take back logged moves, so that the weights are those before this step."""
-        for line in run.steps[self.at : step]:
-            self.walk.commit([(seed, coefficient) for seed, coefficient in line["move"]])
-        for line in run.steps[step : self.at]:
-            self.walk.commit([(seed, -coefficient) for seed, coefficient in line["move"]])
-        self.at = step
+        while self.at != step:
+            sign = 1 if self.at < step else -1
+            line = run.steps[self.at if sign > 0 else self.at - 1]
+            with deferred():  # an interrupt finds the weights at a step, and knows which
+                self.walk.commit([(seed, sign * coefficient) for seed, coefficient in line["move"]])
+                self.at += sign
         self.walk.goto({})
 
     def resume(self, run: RunFolder, asked: bool | str) -> None:
@@ -75,9 +77,11 @@ class Track:
         for step, folder in reversed(checkpoint.checkpoints(run.path)):
             wanted = folder.name == name or not name.startswith("checkpoint-")
             within = self.at < step <= len(run.steps)
-            if wanted and within and self._load(folder, run.log.hash_at(step)):
-                self.at = step
-                break
+            if wanted and within:
+                with deferred():  # as many weights as were loaded, or none
+                    if self._load(folder, run.log.hash_at(step)):
+                        self.at = step
+                        break
         known = [line for line in run.steps[self.at :] if line["checksum"]]
         if known:
             self.to(known[-1]["step"], run)

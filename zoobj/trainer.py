@@ -20,7 +20,7 @@ from zoobj.errors import UserError
 from zoobj.files import StorageError, jsonable
 from zoobj.identity import Parent, check_base, identity
 from zoobj.interrupts import Interrupted, Interrupts
-from zoobj.lineage import parent_of, pointed_at, taken_up
+from zoobj.lineage import inherited, parent_of, pointed_at, taken_up
 from zoobj.objective import as_objective
 from zoobj.report import write_report
 from zoobj.result import Result, summarise
@@ -120,8 +120,8 @@ class ZOTrainer:
         step = "" if until is None else f"@{until}"
         branch = (args or ZOConfig()).model_copy(update={"branch_from": f"{log}{step}"})
         trainer = cls(args=branch, **more)
-        parent = trainer._parent()
-        trainer.track.begin(parent.steps if parent else [], trainer.args)
+        trainer._parent()  # whose base it has to be
+        trainer.track.begin(inherited(trainer.args), trainer.args)
         return trainer
 
     # The run ----------------------------------------------------------------------------------
@@ -177,6 +177,11 @@ class ZOTrainer:
         self.run.begin(this, self.args, parent)
         if not hasattr(self.track, "walk"):  # else it stands there already
             self.track.begin(self.run.steps[: self.run.start], self.args)
+        elif self.track.at != self.run.start:
+            raise UserError(
+                f"{self.run.path} began at step {self.run.start}, the model of this trainer stands "
+                f"at {self.track.at}: make a new ZOTrainer"
+            )
 
     def _guarded(self, parent: Parent | None) -> Result:
         """Train; whatever stops it, nothing that was paid for is lost."""
@@ -216,7 +221,7 @@ class ZOTrainer:
         self._validate(len(self.run.steps))
         best = self._save_best()
         after = self._test(best)
-        result = self._summary(before, after, best, reason)
+        result = self._summary(before, after, best, self.run.finished(best) or reason)
         self.run.write_result(asdict(result))
         self._before = None  # whatever happens from here on, this result stays
         self.run.write_card(model_card(self.args, result, self.run))
@@ -296,7 +301,7 @@ class ZOTrainer:
 
     def _outcome(self, number: int, offset: Offset, examples: Sequence[Example]) -> Outcome:
         """The scores of a minibatch at an offset; once only."""
-        key = f"{self.run.log.hash}/{number}"
+        key = f"{self.run.key(len(self.run.steps))}/{number}"
         outcome = self.run.pending.get(key, examples)
         if outcome is None:
             self.track.walk.goto(offset)
@@ -353,7 +358,7 @@ class ZOTrainer:
 
     def _test(self, step: int) -> Outcome:
         """Score test with the weights before a step, unless that was paid for already."""
-        key = f"{self.run.log.hash_at(step)}/test"
+        key = f"{self.run.key(step)}/test"
         outcome = self.run.outcomes.get(key, self.data["test"])
         if outcome is None:
             outcome = self._evaluate("test", step)
@@ -417,7 +422,7 @@ class ZOTrainer:
         """Save what there is, and say where."""
         try:
             best = self._save_best()
-            if self._before is not None:
+            if self._before is not None and self.run.finished(best) is None:
                 result = self._summary(self._before, None, best, reason)
                 self.run.write_result(asdict(result))
         except KeyboardInterrupt:  # once more: then the log has to do
@@ -431,7 +436,7 @@ class ZOTrainer:
         )
 
     def _summary(self, before: Outcome, after: Outcome | None, best: int, reason: str) -> Result:
-        key = f"{self.run.log.hash_at(self.run.start)}/test"
+        key = f"{self.run.key(self.run.start)}/test"
         return summarise(
             self.args,
             self.objective,
