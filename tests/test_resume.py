@@ -1,10 +1,8 @@
 """A run that was killed, cut off or starved of disk continues to the very same end."""
 
 import itertools
-import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -124,10 +122,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path, whole: Any, size: int) -> None:
     """The system takes no byte beyond a size: of the log, or of the model at the end."""
     out = tmp_path / "run"
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    assert killed.run(*killed.train(out), before=limit) == 2
+    assert killed.run(*killed.train(out), size=size) == 2
     said = killed.printed(out).splitlines()[-1]
     assert "File too large" in said
     assert "--resume_from_checkpoint" in said
@@ -163,8 +158,8 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, who
         time.sleep(0.01)
     assert killed.run(*killed.resumed(out)) == 2
     assert "another process is writing there" in killed.printed(out)
-    os.kill(first, signal.SIGKILL)
-    killed.wait(first)
+    first.kill()
+    first.join()
     assert killed.run(*killed.resumed(out)) == 0, killed.printed(out)
 
 

@@ -4,7 +4,6 @@ The log alone brings back any step, so checkpoints are optional: they save the r
 directions a pass over the weights), and cost a copy of the weights on disk.
 """
 
-import json
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -17,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zoobj.environment import checksum, checksum_in_order
-from zoobj.files import remove_folder, replace_folder, write_json
+from zoobj.files import remove_folder, replace_folder, replace_text
+from zoobj.log import ORIGIN, opened, sealed
 from zoobj.walk import Walk
 
 logger = logging.getLogger(__name__)
@@ -45,11 +45,11 @@ def save(folder: Path, model: Any, tokenizer: Any, walk: Walk, log_hash: str, st
         if rest:
             save_file(rest, place / _REST)
         facts = {
-            "hash": log_hash,
+            "log": log_hash,
             "checksum": checksum([*model.named_parameters(), *rest.items()]),
             "quanta": {name: entry["quantum"] for name, entry in kept.items()},
         }
-        write_json(place / _FACTS, facts)
+        replace_text(place / _FACTS, sealed(facts, ORIGIN, {}))
 
     replace_folder(folder, fill)
 
@@ -64,12 +64,14 @@ def load(folder: Path, model: Any, walk: Walk, log_hash: str) -> bool:
         log_hash: of the log at step N.
     """
     try:
-        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        facts = opened((folder / _FACTS).read_bytes(), ORIGIN)
+        if facts is None:
+            raise ValueError(f"{_FACTS} is damaged")
         saved = _Saved(folder, model)
         rest = saved.rest()
         quanta = {name: float(facts["quanta"][name]) for name in walk.names}
         params = dict(model.named_parameters())
-        sound = facts["hash"] == log_hash and facts["checksum"] == checksum_in_order(
+        sound = facts["log"] == log_hash and facts["checksum"] == checksum_in_order(
             saved.all(params, quanta, rest)
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
