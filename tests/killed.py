@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -78,13 +79,26 @@ def run(*arguments: str | Path, **more: Any) -> int:
     return int(process.exitcode)
 
 
-def killed_after(seconds: float, *arguments: str | Path, number: int = signal.SIGKILL) -> int:
+def killed_after(
+    seconds: float,
+    *arguments: str | Path,
+    number: int = signal.SIGKILL,
+    there: Path | None = None,
+) -> int:
     """`zoobj ...`, sent a signal after so many seconds unless it is done by then.
+
+    Args:
+        seconds: from the start, or from when ``there`` exists.
+        arguments: of the command.
+        number: of the signal.
+        there: a file that the run makes.
 
     Returns:
         The exit code; minus the signal's number for one that was killed.
     """
     process = start(*arguments)
+    while there is not None and not there.exists() and process.is_alive():
+        time.sleep(0.005)
     process.join(seconds)
     with suppress(ProcessLookupError):  # it may have ended just now
         if process.exitcode is None:

