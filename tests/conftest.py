@@ -20,6 +20,13 @@ TEXTS = [
 VOCABULARY = 320  # 256 bytes, three special tokens, the rest merges
 
 
+@pytest.fixture
+def no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report and bootstrap, which take as long as a run of a second, are left out."""
+    monkeypatch.setattr("zoobj.trainer.write_report", lambda *args: None)
+    monkeypatch.setattr("zoobj.result.paired_bootstrap", lambda *args: (0.0, 0.0))
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A byte-level BPE with <pad>, <eos> and another special token, <end>; pads on the left."""

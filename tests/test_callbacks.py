@@ -26,11 +26,7 @@ from zoobj.interrupts import Interrupted
 EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 
 
-@pytest.fixture(autouse=True)
-def _no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Report and bootstrap take as long as the runs here."""
-    monkeypatch.setattr("zoobj.trainer.write_report", lambda *args: None)
-    monkeypatch.setattr("zoobj.result.paired_bootstrap", lambda *args: (0.0, 0.0))
+pytestmark = pytest.mark.usefixtures("no_statistics")
 
 
 def small(output_dir: Path, **more: Any) -> ZOConfig:

@@ -16,12 +16,7 @@ from zoobj import Batch, Objective, UserError, ZOConfig, ZOTrainer
 from zoobj.interrupts import Interrupted
 from zoobj.stopping import RULES, stop_reason
 
-
-@pytest.fixture(autouse=True)
-def _no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Report and bootstrap take as long as the runs here."""
-    monkeypatch.setattr("zoobj.trainer.write_report", lambda *args: None)
-    monkeypatch.setattr("zoobj.result.paired_bootstrap", lambda *args: (0.0, 0.0))
+pytestmark = pytest.mark.usefixtures("no_statistics")
 
 
 def small(output_dir: Path, **more: Any) -> ZOConfig:

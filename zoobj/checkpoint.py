@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zoobj.environment import checksum, checksum_in_order
-from zoobj.files import remove_folder, replace_folder, replace_text
+from zoobj.files import remove_folder, replace_folder, replace_text, save_model
 from zoobj.log import ORIGIN, opened, sealed
 from zoobj.walk import Walk
 
@@ -39,8 +39,7 @@ def save(folder: Path, model: Any, tokenizer: Any, walk: Walk, log_hash: str, st
     rest = {name: entry["rest"] for name, entry in kept.items() if entry["rest"] is not None}
 
     def fill(place: Path) -> None:
-        model.save_pretrained(place)
-        tokenizer.save_pretrained(place)
+        save_model(model, tokenizer, place)
         state.save_to_json(str(place / "trainer_state.json"))
         if rest:
             save_file(rest, place / _REST)

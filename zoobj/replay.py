@@ -9,6 +9,7 @@ and the mean of R runs is each run's moves over R.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from zoobj.assemble import make_model, make_walk
 from zoobj.config import ZOConfig
 from zoobj.environment import checksum
 from zoobj.errors import UserError
-from zoobj.files import replace_folder
+from zoobj.files import replace_folder, save_model
 from zoobj.identity import check_base
 from zoobj.log import FORMAT, Line, Log
 from zoobj.walk import Walk
@@ -179,12 +180,7 @@ def replay(
         retrace(model, read[0])
     else:
         average(model, read, last)
-
-    def fill(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    replace_folder(place, fill)
+    replace_folder(place, partial(save_model, model, tokenizer))
     steps = ", ".join(str(len(steps)) for steps in read)
     return (
         f"{place}: {run['base']} after {steps} steps, checksum {checksum(model.named_parameters())}"

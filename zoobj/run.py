@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from zoobj.files import (
     remove_folder,
     replace_folder,
     replace_text,
+    save_model,
     sync_folder,
     write_json,
     writing,
@@ -266,13 +268,8 @@ class RunFolder:
 
     def save_model(self, model: Any, tokenizer: Any) -> None:
         """The model in Hugging Face format, loadable without zoobj."""
-
-        def place(folder: Path) -> None:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-
         staging = self.path / ".model.tmp"
-        replace_folder(staging, place)
+        replace_folder(staging, partial(save_model, model, tokenizer))
         with writing(self.path):
             for index in self.path.glob("*.index.json"):
                 index.unlink()  # without it, shards of two versions are not taken for a model
