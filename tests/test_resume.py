@@ -206,11 +206,10 @@ def test_damage_is_mended_or_refused(tmp_path: Path, whole: Any, name: str) -> N
     out, draw = tmp_path / "run", random.Random(name)
     fresh = tmp_path / "fresh"
     command = killed.train(fresh, "--save_steps", "3")
-    longest = 0.8
-    while not (fresh / "checkpoint-3").is_dir() or not (fresh / "pending.jsonl").is_file():
+    there = fresh / "checkpoint-3"
+    while not there.is_dir() or not (fresh / "pending.jsonl").is_file():
         shutil.rmtree(fresh, ignore_errors=True)
-        longest *= 1.05  # on a slow machine too it gets there
-        killed.killed_after(draw.uniform(0.3, longest), *command)
+        killed.killed_after(draw.uniform(0, 0.1), *command, there=there)
     sound = (fresh / name).read_bytes()
     refused = 0
     for _ in range(DAMAGES[name]):
