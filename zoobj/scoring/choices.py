@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoobj.scoring.batching import buckets, left_pad
+from zoobj.scoring.population import Population, among, once
 
 
 @torch.no_grad()
@@ -18,6 +19,7 @@ def loglikelihood(
     *,
     pad: int,
     batch_size: int,
+    population: Population | None = None,
     between: Callable[[int], None] = lambda examples: None,
 ) -> list[float]:
     """log p(answer | prompt) in nats, summed over the answer's tokens.
@@ -29,18 +31,26 @@ def loglikelihood(
         prompts, answers: token ids, at least one each.
         pad: token id for padding, masked.
         batch_size: most rows in a forward pass.
+        population: under which of several members of an overlay each prompt is run.
         between: called after each with the number of rows scored.
     """
-    sequences: dict[tuple[int, ...], list[int]] = {}  # what is run -> which answers it serves
+    # What is run, and by whom -> which answers it serves.
+    sequences: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        sequences.setdefault((*prompt, *answer[:-1]), []).append(number)
+        who = population.who[number] if population else 0
+        sequences.setdefault((who, (*prompt, *answer[:-1])), []).append(number)
     rows = list(sequences)
     result = [0.0] * len(prompts)
-    for bucket in buckets([len(row) for row in rows], batch_size):
-        keep = max(len(answers[n]) for i in bucket for n in sequences[rows[i]])
-        logprobs = _last_logprobs(model, [rows[i] for i in bucket], pad, keep)
-        for line, i in enumerate(bucket):
-            for number in sequences[rows[i]]:
+    for bucket in buckets([len(tokens) for _, tokens in rows], batch_size):
+        served = [sequences[rows[i]] for i in bucket]
+        keep = max(len(answers[n]) for numbers in served for n in numbers)
+        run, source = [rows[i][1] for i in bucket], None
+        if population and population.shares:
+            run, source = once(run)
+        with among(population, [rows[i][0] for i in bucket], source):
+            logprobs = _last_logprobs(model, run, pad, keep)
+        for line, numbers in enumerate(served):
+            for number in numbers:
                 tokens = torch.tensor(answers[number], device=logprobs.device)
                 window = logprobs[line, -len(tokens) :]
                 result[number] = float(window.gather(1, tokens.unsqueeze(1)).double().sum())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zoobj import noise
 from zoobj.scoring.batching import buckets, left_pad
+from zoobj.scoring.population import Population, among, once, spread
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def generate(
     sampling: Sampling | None = None,
     keys: Sequence[int] | None = None,
     seed: int = 0,
+    population: Population | None = None,
     between: Callable[[int], None] = lambda examples: None,
 ) -> list[str]:
     """Complete prompts; texts end before the first stop string and are stripped of white space.
@@ -56,6 +58,7 @@ def generate(
         sampling: None is greedy.
         keys: identity of each prompt for the sampling noise; by default its position.
         seed: of that noise.
+        population: under which of several members of an overlay each prompt is completed.
         between: called after each batch with its size.
     """
     completions = [""] * len(prompts)
@@ -64,10 +67,13 @@ def generate(
     for bucket in buckets([len(p) for p in prompts], batch_size):
         ids, mask = left_pad([prompts[i] for i in bucket], tokenizer.pad_token_id, model.device)
         processors = _processors(sampling, [keys[i] for i in bucket], seed, ids.shape[1])
-        with _own_settings_aside(model):
+        who = [population.who[i] if population else 0 for i in bucket]
+        cache = _prefilled(model, population, who, ids, mask)
+        with _own_settings_aside(model), among(population, who):
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
+                past_key_values=cache,
                 generation_config=config,
                 logits_processor=processors,
                 stopping_criteria=[StopStrings(tokenizer, stop, ids.shape[1])] if stop else None,
@@ -90,6 +96,37 @@ def cut(text: str, stop: Sequence[str]) -> str:
     for string in stop:
         text = text.partition(string)[0]
     return text.strip()
+
+
+@torch.no_grad()
+def _prefilled(
+    model: Any, population: Population | None, who: Sequence[int], ids: Tensor, mask: Tensor
+) -> Any:
+    """The cache of all but the last token; layers that all members share run once a prompt.
+
+    None where nothing is shared: ``generate`` fills a cache of its own then.
+    """
+    if population is None or not population.shares or ids.shape[1] < 2:
+        return None
+    run, source = once([tuple(row) for row in ids.tolist()])
+    if len(run) == len(source):
+        return None
+    from transformers import DynamicCache
+
+    first = [source.index(number) for number in range(len(run))]
+    shown = mask[first, :-1]
+    cache = DynamicCache(config=model.config)
+    with among(population, who, source):
+        model(
+            input_ids=ids[first, :-1],
+            attention_mask=shown,
+            position_ids=(shown.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    spread(cache, population.overlay.shared_layers, source)
+    return cache
 
 
 def _config(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:

@@ -1,15 +1,17 @@
 """Scorer: runs the model over examples and fills the columns of a Batch that are needed."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zoobj.errors import UserError
 from zoobj.models import context_length
 from zoobj.objective import Batch
+from zoobj.overlay import Member, Overlay
 from zoobj.scoring.choices import loglikelihood
 from zoobj.scoring.generation import Sampling, generate
+from zoobj.scoring.population import Population
 from zoobj.task import Example, Task
 
 _CACHED_TEXTS = 50_000
@@ -31,6 +33,7 @@ class Scorer:
         max_prompt_length: tokens of a prompt that are kept, its last ones; by default what the
             model's context leaves beside the answer.
         sampling: None is greedy decoding.
+        overlay: on the model, if there is one.
         between: called between forward passes, for progress and interrupts.
     """
 
@@ -40,11 +43,13 @@ class Scorer:
     batch_size: int = 32
     max_prompt_length: int | None = None
     sampling: Sampling | None = None
+    overlay: Overlay | None = None
     between: Callable[[int], None] = lambda examples: None
 
     def __post_init__(self) -> None:
         self._cache: OrderedDict[str, list[int]] = OrderedDict()
-        context = context_length(self.model)
+        self._prefix = self.overlay.placeholders if self.overlay else []
+        context = self._context()
         room = None if context is None else context - self.task.max_new_tokens
         if room is not None and room < 1:
             raise UserError(
@@ -54,13 +59,41 @@ class Scorer:
         limits = [limit for limit in (room, self.max_prompt_length) if limit is not None]
         self.prompt_limit = min(limits) if limits else None
 
-    def __call__(self, examples: Sequence[Example], needs: Collection[str], seed: int = 0) -> Batch:
+    def population(
+        self,
+        members: Sequence[Member],
+        examples: Sequence[Example],
+        needs: Collection[str],
+        seed: int = 0,
+    ) -> list[Batch]:
+        """Score examples under each of several members of the overlay, all in the same batches.
+
+        Args:
+            members: snapshots of the overlay.
+            examples, needs, seed: as below, for every member; sampling noise is the same for all.
+
+        Returns:
+            A batch for each member.
+        """
+        copies = [example for example in examples for _ in members]  # those of one are neighbours
+        whole = self(copies, needs, seed, members)
+        n, m = len(copies), len(members)
+        return [whole.select(range(number, n, m)) for number in range(m)]
+
+    def __call__(
+        self,
+        examples: Sequence[Example],
+        needs: Collection[str],
+        seed: int = 0,
+        members: Sequence[Member] = (),
+    ) -> Batch:
         """Score examples.
 
         Args:
             examples: any number of them; batched here.
             needs: columns of ``Batch`` to fill, as an objective declares them.
             seed: for sampled decoding; the same seed draws the same noise.
+            members: of the overlay; examples are scored under each in turn.
 
         Raises:
             UserError: the task doesn't produce a needed column.
@@ -69,14 +102,14 @@ class Scorer:
         choices = self.task.output == "choices"
         check_needs(self.task, needs)
         if choices and {"label_scores", "predictions", "completions"} & set(needs):
-            filled["label_scores"] = self._label_scores(examples)
+            filled["label_scores"] = self._label_scores(examples, members)
             filled["predictions"] = [_argmax(scores) for scores in filled["label_scores"]]
             chosen = zip(examples, filled["predictions"], strict=True)
             filled["completions"] = [(e.choices or [])[label] for e, label in chosen]
         elif "completions" in needs:
-            filled["completions"] = self._completions(examples, seed)
+            filled["completions"] = self._completions(examples, seed, members)
         if "reference_logprob" in needs:
-            filled["reference_logprob"] = self._reference_logprob(examples, filled)
+            filled["reference_logprob"] = self._reference_logprob(examples, filled, members)
         return as_batch(examples, **filled)
 
     def truncated(self, examples: Sequence[Example]) -> int:
@@ -90,7 +123,7 @@ class Scorer:
         ids = self._tokens(prompt)
         if not ids:
             raise UserError(f"prompt {prompt!r} has no tokens: mend task {self.task.name}")
-        return ids if self.prompt_limit is None else ids[-self.prompt_limit :]
+        return self._prefix + (ids if self.prompt_limit is None else ids[-self.prompt_limit :])
 
     def _tokens(self, prompt: str) -> list[int]:
         if prompt not in self._cache:
@@ -113,7 +146,7 @@ class Scorer:
 
     def _before(self, prompt: str, answer: Sequence[int]) -> list[int]:
         """The prompt's tokens, as many as the context leaves beside this answer."""
-        ids, context = self.encode(prompt), context_length(self.model)
+        ids, context = self.encode(prompt), self._context()
         if context is None:
             return ids
         if len(answer) >= context:
@@ -121,9 +154,27 @@ class Scorer:
                 f"task {self.task.name}: an answer of {len(answer)} tokens leaves no room for a "
                 f"prompt in the model's context of {context} tokens: drop the row"
             )
-        return ids[-(context - len(answer)) :]
+        return self._prefix + ids[len(self._prefix) :][-(context - len(answer)) :]
 
-    def _completions(self, examples: Sequence[Example], seed: int) -> list[str]:
+    def _context(self) -> int | None:
+        """Most tokens of prompt and answer together."""
+        context = context_length(self.model)
+        return None if context is None else context - len(self._prefix)
+
+    def _among(self, members: Sequence[Member], places: Iterable[int]) -> Population | None:
+        """Who is scored where: the copies of an example are under the members in turn.
+
+        Args:
+            members: of the overlay, if several are scored.
+            places: of what is run, the number of its example.
+        """
+        if not members or self.overlay is None:
+            return None
+        return Population(self.overlay, members, [place % len(members) for place in places])
+
+    def _completions(
+        self, examples: Sequence[Example], seed: int, members: Sequence[Member]
+    ) -> list[str]:
         return generate(
             self.model,
             self.tokenizer,
@@ -134,12 +185,16 @@ class Scorer:
             sampling=self.sampling,
             keys=[e.index for e in examples],
             seed=seed,
+            population=self._among(members, range(len(examples))),
             between=self.between,
         )
 
-    def _label_scores(self, examples: Sequence[Example]) -> list[list[float]]:
+    def _label_scores(
+        self, examples: Sequence[Example], members: Sequence[Member]
+    ) -> list[list[float]]:
         asked = [(e.prompt, choice) for e in examples for choice in e.choices or []]
-        logprobs = self._loglikelihood(asked)
+        places = [i for i, e in enumerate(examples) for _ in e.choices or []]
+        logprobs = self._loglikelihood(asked, self._among(members, places))
         if self.task.length_normalized:
             lengths = [len(self._answer(prompt, choice)) for prompt, choice in asked]
             logprobs = [x / n for x, n in zip(logprobs, lengths, strict=True)]
@@ -147,16 +202,18 @@ class Scorer:
         return [[next(ahead) for _ in e.choices or []] for e in examples]
 
     def _reference_logprob(
-        self, examples: Sequence[Example], filled: dict[str, Any]
+        self, examples: Sequence[Example], filled: dict[str, Any], members: Sequence[Member]
     ) -> list[float]:
         if "label_scores" in filled and not self.task.length_normalized:
             pairs = zip(filled["label_scores"], examples, strict=True)
             return [scores[e.reference] for scores, e in pairs]
         gold = [e.choices[e.reference] if e.choices else e.reference[0] for e in examples]
         asked = [(e.prompt, text) for e, text in zip(examples, gold, strict=True)]
-        return self._loglikelihood(asked)
+        return self._loglikelihood(asked, self._among(members, range(len(examples))))
 
-    def _loglikelihood(self, asked: Sequence[tuple[str, str]]) -> list[float]:
+    def _loglikelihood(
+        self, asked: Sequence[tuple[str, str]], population: Population | None
+    ) -> list[float]:
         answers = [self._answer(prompt, answer) for prompt, answer in asked]
         pairs = zip(asked, answers, strict=True)
         return loglikelihood(
@@ -165,6 +222,7 @@ class Scorer:
             answers,
             pad=self.tokenizer.pad_token_id,
             batch_size=self.batch_size,
+            population=population,
             between=self.between,
         )
 

@@ -1,0 +1,272 @@
+"""Overlay: offsets that live in the forward pass, row by row of a batch; weights are never written.
+
+The other way to be at an offset (the walk writes it into the weights, one at a time). Here a few
+tunables are added to what modules give: a vector after each layer, a factor on each norm, a
+low-rank product on each linear layer, embeddings before the prompt. Since each row of a batch can
+have tunables of its own, one forward pass scores a whole population (as EGGROLL does with low-rank
+noise; Sarkar et al. 2025, arXiv 2511.16652):
+
+    overlay = Overlay(model, "steer")
+    walk = Walk(overlay.named_parameters())
+    members = []
+    for offset in offsets:                            # a member is the tunables at an offset
+        walk.goto(offset)
+        members.append(overlay.snapshot())
+    walk.goto({})
+    with overlay.rows(members, [0, 0, 1, 1]):         # the member of each row
+        logits = model(input_ids=four_rows).logits
+
+The tunables are ordinary parameters: whatever moves a model's weights (walk, log, replay,
+``ZOSGD``) moves these. Outside of ``rows`` the model gives what it gives at them.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from zoobj.errors import UserError
+from zoobj.sites import Prompt, Site, Values, find_sites, layers, patterns
+
+Kind = Literal["steer", "scale", "lora", "prompt"]
+Member = list[Tensor]
+"""The tunables of one candidate, in the order of ``named_parameters``."""
+
+_CALIBRATION = 32  # rows
+
+
+class Overlay:
+    """Tunables beside a model, and the hooks that add them.
+
+    Args:
+        model: of transformers; read, never written. Hooks stay on it until ``remove``.
+        kind: "steer", "scale", "lora" or "prompt"; see sites.py.
+        tune_layers: the modules that get some, as patterns of names or numbers of layers by commas
+            (``10:``, ``*.mlp.*``); by default all.
+        rank: of "lora".
+        tokens: for "prompt", ids of tokens that the new ones begin as.
+        units: of the sites by name; by default ``measure`` finds them.
+
+    Raises:
+        UserError: no module to change.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        kind: str,
+        tune_layers: str | None = None,
+        rank: int = 1,
+        tokens: Sequence[int] = (),
+        units: Mapping[str, float] | None = None,
+    ):
+        if kind not in get_args(Kind):
+            raise UserError(f"tune {kind!r}: choose {', '.join(get_args(Kind))}")
+        self.model, self.kind = model, kind
+        self.sites = find_sites(model, kind, patterns(model, tune_layers), rank, tokens)
+        self.tokens = [token for site in self.sites for token in getattr(site, "tokens", ())]
+        self._rows: list[Values] | None = None
+        self._source: Tensor | None = None  # the prompt of each row, and how many prompts
+        self._prompts = 0
+        self._shape = (0, 0)  # rows and tokens of the layer under way
+        self._split_at = self._first_split()
+        self._handles = [handle for site in self.sites for handle in self._hook(site)]
+        self._handles += [
+            layer.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
+            for number, (_, layer) in enumerate(layers(model))
+        ]
+        for site in self.sites:
+            site.unit = (units or {}).get(site.name, 1.0)
+
+    # What is tuned ----------------------------------------------------------------------------
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The tunables, as a module's."""
+        for site in self.sites:
+            yield from site.params.items()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those without their names."""
+        return (param for _, param in self.named_parameters())
+
+    @property
+    def placeholders(self) -> list[int]:
+        """Token ids to put before every prompt: -1, -2, ... for "prompt", else none."""
+        return [-1 - number for number in range(len(self.tokens))]
+
+    @property
+    def units(self) -> dict[str, float]:
+        """Of the sites, by name."""
+        return {site.name: site.unit for site in self.sites}
+
+    @torch.no_grad()
+    def measure(self, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """Set the units: what is typical of each site's outputs, of the model without an overlay.
+
+        Rounded to three digits, so that they are the same wherever they are measured.
+
+        Args:
+            input_ids, attention_mask: [rows, tokens] of typical prompts; the first 32 rows are run.
+        """
+        ids, mask = input_ids[:_CALIBRATION], attention_mask[:_CALIBRATION]
+        found: dict[str, float] = {}
+
+        def look(site: Site, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            tokens = mask.bool().reshape(-1)
+            flat = [_first(x).flatten(0, -2) for x in (args or (*kwargs.values(),), output)]
+            inputs, outputs = (x[tokens] if len(x) == len(tokens) else x for x in flat)
+            found[site.name] = float(f"{site.measure(inputs, outputs):.3g}")
+
+        handles = [
+            site.module.register_forward_hook(partial(look, site), with_kwargs=True)
+            for site in self.sites
+        ]
+        try:
+            with self.aside():
+                self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for site in self.sites:
+            site.unit = found[site.name]
+
+    # Members and rows -------------------------------------------------------------------------
+
+    def snapshot(self) -> Member:
+        """A copy of the tunables as they are now."""
+        return [param.detach().clone() for param in self.parameters()]
+
+    @contextmanager
+    def rows(
+        self, members: Sequence[Member], index: Sequence[int], source: Sequence[int] | None = None
+    ) -> Iterator[None]:
+        """Within the block, row i of a batch is under ``members[index[i]]``.
+
+        Args:
+            members: snapshots.
+            index: for each row, its member.
+            source: for each row, the row of the input that it comes from, where the model is given
+                each prompt once: layers below the first site then run once a prompt.
+        """
+        stacked = (torch.stack(column) for column in zip(*members, strict=True))
+        where, dtype = torch.tensor(index), self.model.dtype
+        self._rows = []
+        for site in self.sites:
+            values = site.values(*islice(stacked, len(site.params)))
+            device = next(site.module.parameters()).device
+            self._rows.append(tuple(v.to(dtype)[where.to(v.device)].to(device) for v in values))
+        if source is not None and max(source) + 1 < len(source):
+            self._source, self._prompts = torch.tensor(source), max(source) + 1
+        try:
+            yield
+        finally:
+            self._rows = self._source = None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within the block the model is the base."""
+        self._rows = []
+        try:
+            yield
+        finally:
+            self._rows = None
+
+    def remove(self) -> None:
+        """Take the hooks off; the model is the base again."""
+        for handle in self._handles:
+            handle.remove()
+
+    # Hooks ------------------------------------------------------------------------------------
+
+    def _hook(self, site: Site) -> Iterator[Any]:
+        number = self.sites.index(site)
+        if isinstance(site, Prompt):
+            yield site.module.register_forward_pre_hook(
+                lambda module, args: (site.known(args[0]), *args[1:])
+            )
+
+        def change(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            values = self._values(number, _first(output))
+            if values is None:
+                return None
+            inputs, y = _first(args or (*kwargs.values(),)), self._apart(_first(output))
+            shape, rows = y.shape, len(values[0])
+            if rows > 1:
+                y = self._in_rows(site, y, rows)
+                inputs = self._in_rows(site, inputs, rows) if site.reads else inputs
+            y = site.change(inputs, y, values).view(shape)
+            return (y, *output[1:]) if isinstance(output, tuple) else y
+
+        yield site.module.register_forward_hook(change, with_kwargs=True)
+
+    def _in_rows(self, site: Site, tensor: Tensor, rows: int) -> Tensor:
+        """With a row for each of the batch: some models flatten rows and tokens for a while."""
+        if len(tensor) == rows:
+            return tensor
+        if tensor.dim() == 2 and self._shape[0] == rows and len(tensor) == math.prod(self._shape):
+            return tensor.view(rows, -1, tensor.shape[-1])
+        raise UserError(
+            f"--tune {site.kind}: {site.name} does not keep the rows of a batch apart (as experts "
+            "don't): leave it out by --tune_layers"
+        )
+
+    def _values(self, number: int, output: Tensor) -> Values | None:
+        """What a site adds now: for each row, or at the tunables themselves; None: nothing."""
+        if self._rows is not None:
+            return self._rows[number] if self._rows else None
+        site = self.sites[number]
+        values = site.values(*(param.detach()[None] for param in site.params.values()))
+        return tuple(value.to(output.device, output.dtype) for value in values)
+
+    # Prompts that are run once for all members ------------------------------------------------
+
+    @property
+    def shared_layers(self) -> int:
+        """How many layers, from the first, give the same for all members of a prompt."""
+        return self._split_at
+
+    def _first_split(self) -> int:
+        """The first layer whose input differs between members."""
+        if self.kind == "prompt":
+            return 0
+        names = [name for name, _ in layers(self.model)]
+        first = min(
+            number
+            for number, name in enumerate(names)
+            if any(f"{site.name}.".startswith(f"{name}.") for site in self.sites)
+        )
+        return first + 1 if self.kind == "steer" else first
+
+    def _apart(self, tensor: Tensor) -> Tensor:
+        """One row for each member, where each prompt is there once."""
+        if self._source is None or len(tensor) != self._prompts:
+            return tensor
+        return tensor[self._source.to(tensor.device)]
+
+    def _enter(self, number: int, layer: nn.Module, args: Any, kwargs: Any) -> Any:
+        """What a layer is given, with one row for each member from the first split on."""
+        states = self._apart(_first(args or (kwargs["hidden_states"],)))
+        self._shape = (states.shape[0], states.shape[1])
+        if self._source is None or number < self._split_at:
+            return None
+
+        def apart(value: Any, first: bool = False) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(apart, value))
+            ours = isinstance(value, Tensor) and value.dim() > 1 and len(value) == self._prompts
+            # A single row broadcasts, but for the hidden states.
+            return self._apart(value) if ours and (first or self._prompts > 1) else value
+
+        named = {key: apart(v, first=key == "hidden_states") for key, v in kwargs.items()}
+        return (*(apart(v, first=not i) for i, v in enumerate(args)),), named
+
+
+def _first(value: Any) -> Tensor:
+    """Hidden states, of what a module is given or gives."""
+    found: Tensor = value[0] if isinstance(value, tuple) else value
+    return found
