@@ -39,7 +39,7 @@ def settings(folder: Path, **more: Any) -> ZOConfig:
 KINDS: dict[str, dict[str, Any]] = {
     "default": {},
     "gaussian": {"noise": "gaussian"},
-    "some weights": {"tune": "*mlp*,*norm*", "density": 0.3},
+    "some weights": {"tune_layers": "*mlp*,*norm*", "density": 0.3},
     "bfloat16": {"dtype": "bfloat16"},
 }
 

@@ -10,8 +10,10 @@ from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
 from zoobj.models import load_model, prepare
 from zoobj.noise import derive
+from zoobj.overlay import Overlay
 from zoobj.registry import build, find
 from zoobj.scoring import Sampling, Scorer
+from zoobj.sites import patterns
 from zoobj.task import SPLITS, Task
 from zoobj.walk import Walk
 
@@ -83,7 +85,7 @@ def _with_adapter(args: ZOConfig, model: Any, config: Any) -> Any:
         modules = args.lora_target_modules
         config = LoraConfig(
             task_type="CAUSAL_LM",
-            r=args.lora_r,
+            r=args.lora_r or 8,
             lora_alpha=args.lora_alpha,
             target_modules=modules if modules == "all-linear" else modules.split(","),
         )
@@ -95,12 +97,54 @@ def _with_adapter(args: ZOConfig, model: Any, config: Any) -> Any:
             raise UserError(f"the adapter does not fit the model: {error}") from error
 
 
+def make_tuned(
+    args: ZOConfig, model: Any, tokenizer: Any, facts: dict[str, Any] | None = None
+) -> Any:
+    """What the settings tune: the model, or an overlay on it.
+
+    Args:
+        args: the settings.
+        model, tokenizer: from ``make_model``.
+        facts: of the overlay of an earlier run; else its units are not measured yet.
+
+    Raises:
+        UserError: an overlay that does not fit the model.
+    """
+    if args.tune == "full":
+        return model
+    if hasattr(model, "peft_config"):
+        raise UserError(
+            f"--tune {args.tune}: the model has an adapter: merge it first, or --tune full"
+        )
+    tokens = []
+    if args.tune == "prompt":
+        tokens = _virtual_tokens(args, tokenizer)
+    overlay = Overlay(model, args.tune, args.tune_layers, rank=args.lora_r or 1, tokens=tokens)
+    if facts is not None:
+        overlay.set_units(facts["units"])
+    overlay.base = args.model_dump(include={"model_name_or_path", "gguf_file"})
+    return overlay
+
+
+def _virtual_tokens(args: ZOConfig, tokenizer: Any) -> list[int]:
+    """Tokens of the vocabulary that the new ones begin as: those of a text, over and over."""
+    known = tokenizer(args.prompt_tuning_init_text, add_special_tokens=False)["input_ids"]
+    if not known:
+        raise UserError(f"prompt_tuning_init_text {args.prompt_tuning_init_text!r} has no tokens")
+    return [known[i % len(known)] for i in range(args.num_virtual_tokens)]
+
+
 def make_walk(args: ZOConfig, model: Any) -> Walk:
-    """The walk over the weights that the settings tune; puts them on their grids."""
+    """The walk over the weights that the settings tune; puts them on their grids.
+
+    Args:
+        args: the settings.
+        model: from ``make_tuned``.
+    """
     return Walk(
         model.named_parameters(),
         noise=args.noise,
-        tune=[] if args.tune is None else args.tune.split(","),
+        tune=[] if isinstance(model, Overlay) else patterns(model, args.tune_layers),
         density=args.density,
         mask_seed=derive(args.seed),
     )
@@ -123,5 +167,6 @@ def make_method(args: ZOConfig) -> Estimator:
         seed=args.seed,
         eps=args.eps,
         learning_rate=args.learning_rate,
+        directions=args.directions,
         normalize=args.normalize,
     )

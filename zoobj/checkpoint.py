@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zoobj.environment import checksum, checksum_in_order
-from zoobj.files import remove_folder, replace_folder, replace_text, save_model
+from zoobj.export import save_model
+from zoobj.files import remove_folder, replace_folder, replace_text
 from zoobj.log import ORIGIN, opened, sealed
+from zoobj.overlay import FILE
 from zoobj.walk import Walk
 
 logger = logging.getLogger(__name__)
@@ -94,7 +96,7 @@ class _Saved:
     def __init__(self, folder: Path, model: Any):
         self.folder = folder
         self._found: dict[str, tuple[Any, str]] = {}  # of a parameter: the file, the name there
-        for path in sorted(folder.glob("model*.safetensors")):
+        for path in sorted((*folder.glob("model*.safetensors"), *folder.glob(FILE))):
             file = safe_open(path, framework="pt")
             self._found |= {name: (file, name) for name in file.keys()}  # noqa: SIM118
         for adapter in getattr(model, "peft_config", ()):

@@ -27,7 +27,9 @@ class ZOConfig(BaseModel):
     peft: Literal["lora"] | None = Field(
         None, description="tune an adapter of peft on the model, and save that"
     )
-    lora_r: int = Field(8, ge=1, description="rank of the adapter")
+    lora_r: int | None = Field(
+        None, ge=1, description="rank of the adapter, default 8; of --tune lora, default 1"
+    )
     lora_alpha: int = Field(16, ge=1, description="its scale, times its rank")
     lora_target_modules: str = Field(
         "all-linear", description="modules that get one, as in 'q_proj,v_proj'"
@@ -55,22 +57,38 @@ class ZOConfig(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="of sampling")
 
     method: str = Field("zo-sgd", description="see: zoobj ls methods")
-    learning_rate: float = Field(
-        1e-3, gt=0, description="change of a weight in a typical step; without normalize MeZO's"
+    directions: int | None = Field(
+        None, ge=1, description="pairs of offsets scored a step; default 1, with an overlay 4"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="change of a weight in a typical step; default by --tune"
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="course of the learning rate, to 0 at the end of the budget"
     )
-    eps: float = Field(5e-3, gt=0, description="perturbation of each weight")
+    eps: float | None = Field(None, gt=0, description="perturbation of each weight; likewise")
     noise: Literal["rademacher", "gaussian", "sphere"] = Field(
         "rademacher", description="directions; rademacher: +/-1, the fastest"
     )
-    tune: str | None = Field(
-        None, description="patterns of the parameters to tune, as in '*.mlp.*,*norm*'; default all"
+    tune: Literal["auto", "full", "steer", "scale", "lora", "prompt"] = Field(
+        "full",
+        description="what is tuned: all weights, or beside them a vector after each layer, a "
+        "factor on each norm, low-rank products on linear layers, tokens before the prompt",
+    )
+    tune_layers: str | None = Field(
+        None,
+        description="where: numbers of layers (3, 10:, 2:8) or patterns of names, as in "
+        "'*.mlp.*,*norm*'; default all",
+    )
+    num_virtual_tokens: int = Field(8, ge=1, description="of --tune prompt")
+    prompt_tuning_init_text: str = Field(
+        "\n", description="text whose tokens, over and over, they begin as"
     )
     density: float = Field(1.0, gt=0, le=1, description="share of the weights that move at all")
     normalize: bool = Field(True, description="divide differences by their running size")
-    per_device_train_batch_size: int = Field(64, ge=1, description="examples scored at each offset")
+    per_device_train_batch_size: int | None = Field(
+        None, ge=1, description="examples scored at each offset; default by --tune"
+    )
     per_device_eval_batch_size: int = Field(
         64, ge=1, description="sequences in one forward pass, in training too"
     )
@@ -133,6 +151,26 @@ class ZOConfig(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             raise UserError(_explain(error)) from None
+
+
+# What suits each kind of tuning where nothing is said; found on tiny-qa (full) and SmolLM2-135M.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "full": {"eps": 5e-3, "learning_rate": 1e-3, "directions": 1, "batch": 64},
+    "steer": {"eps": 0.05, "learning_rate": 6e-3, "directions": 4, "batch": 16},
+    "scale": {"eps": 0.05, "learning_rate": 6e-3, "directions": 4, "batch": 16},
+    "lora": {"eps": 0.05, "learning_rate": 6e-3, "directions": 4, "batch": 16},
+    "prompt": {"eps": 0.05, "learning_rate": 6e-3, "directions": 4, "batch": 16},
+}
+
+
+def with_defaults(args: ZOConfig) -> ZOConfig:
+    """The settings with those that depend on ``tune``, which is not "auto" here."""
+    usual = dict(_DEFAULTS[args.tune])
+    usual["per_device_train_batch_size"] = usual.pop("batch")
+    usual["lora_r"] = 1 if args.tune == "lora" else 8
+    return args.model_copy(
+        update={key: value for key, value in usual.items() if getattr(args, key) is None}
+    )
 
 
 # What may differ between a run and its continuation; all else would make it another run. Models and

@@ -95,12 +95,6 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
         sync_folder(path.parent)
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A model in Hugging Face format, an adapter in peft's, and its tokenizer."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def remove_folder(path: Path) -> None:
     """Remove a folder so that half of it is never mistaken for a whole one."""
     doomed = path.with_name(f".{path.name}.old.tmp")

@@ -11,8 +11,19 @@ from typing import Any
 from zoobj.config import MAY_CHANGE_ON_RESUME, ZOConfig, read_yaml
 from zoobj.errors import UserError
 from zoobj.log import FORMAT, Line
+from zoobj.overlay import overlay_of
 
-_KEYS = ("format", "base", "base_checksum", "adapter", "tokenizer", "data", "code", "parent")
+_KEYS = (
+    "format",
+    "base",
+    "base_checksum",
+    "adapter",
+    "overlay",
+    "tokenizer",
+    "data",
+    "code",
+    "parent",
+)
 _NO_MATTER = {"base_model_name_or_path", "inference_mode", "revision"}  # to an adapter's output
 
 
@@ -40,7 +51,7 @@ def identity(
 
     Args:
         args: the settings.
-        model: read for the configuration of its adapter.
+        model: read for its adapter or overlay.
         base_checksum: of the weights before any change.
         tokenizer: of the model.
         data: fingerprints of the splits.
@@ -56,6 +67,7 @@ def identity(
         "base": args.model_name_or_path,
         "base_checksum": base_checksum,
         "adapter": _adapter(model),
+        "overlay": _overlay(model),
         "tokenizer": _digest(vocabulary.encode()),
         "data": dict(data),
         "code": _code(args),
@@ -124,7 +136,7 @@ def check_same(earlier: Line, now: Line, path: Path) -> None:
         if now["data"].get(split, fingerprint) != fingerprint:
             raise UserError(f"--resume_from_checkpoint: the {split} data of {path} have changed")
     check_base(earlier, now["base"], now["base_checksum"])
-    for what in ("tokenizer", "adapter"):
+    for what in ("tokenizer", "adapter", "overlay"):
         if earlier[what] != now[what]:
             raise UserError(f"--resume_from_checkpoint: {path} was run with another {what}")
     for what in sorted({*earlier["code"], *now["code"]}):
@@ -142,6 +154,23 @@ def check_base(run: Line, base: str, checksum: str) -> None:
             f"model {base!r} is not the base of the run: its weights have checksum {checksum}, "
             f"those of {run['base']!r} had {run['base_checksum']}"
         )
+
+
+def check_overlay(parent: Parent, model: Any) -> None:
+    """Refuse a branch that tunes another part of the model than its parent."""
+    mine, theirs = ((o and {**o, "units": None}) for o in (_overlay(model), parent.run["overlay"]))
+    if mine != theirs:
+        raise UserError(
+            f"--branch_from {parent.facts['run']}: a branch tunes what its parent does: leave "
+            "tune, tune_layers and what goes with them as they are; or make a model of the parent "
+            "by zoobj replay, and start from that"
+        )
+
+
+def _overlay(model: Any) -> Line | None:
+    """The facts of the overlay on a model."""
+    overlay = overlay_of(model)
+    return None if overlay is None else overlay.facts
 
 
 def _code(args: ZOConfig) -> dict[str, str]:

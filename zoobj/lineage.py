@@ -4,7 +4,7 @@ from pathlib import Path
 
 from zoobj.config import ZOConfig, load_yaml, taken_over
 from zoobj.errors import UserError
-from zoobj.identity import Parent
+from zoobj.identity import Parent, recorded
 from zoobj.log import ORIGIN, Line, Log
 from zoobj.replay import header, read_log
 from zoobj.run import CONFIG, LOG, METRICS, begun_at, has_steps, resumes, run_folder
@@ -91,6 +91,14 @@ def inherited(args: ZOConfig) -> list[Line]:
     if has_steps(args):
         return Log(run_folder(args) / LOG, steps=True).lines[: begun_at(args)]
     return parent_of(args).steps
+
+
+def inherited_overlay(args: ZOConfig) -> Line | None:
+    """The overlay of the run that is continued or branched off, if it has one."""
+    if resumes(args):
+        found: Line | None = recorded(run_folder(args) / CONFIG)["overlay"]
+        return found
+    return None if args.branch_from is None else parent_of(args).run["overlay"]
 
 
 def parent_of(args: ZOConfig) -> Parent:

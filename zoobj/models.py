@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoobj.errors import UserError, closest, did_you_mean
+from zoobj.overlay import FILE, load_overlay, read_facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,9 @@ def load_model(
     source = _locate(model_name_or_path, gguf_file)
     if gguf_file is not None and find_spec("gguf") is None:
         raise UserError("--gguf_file needs the package gguf: pip install 'zoobj[gguf]'")
+    folder = Path(source)
+    if gguf_file is None and not (folder / "config.json").is_file() and (folder / FILE).is_file():
+        return _load_overlay(folder, dtype, device_map, trust_remote_code)
     if gguf_file is None and (Path(source) / _ADAPTER).is_file():
         return _load_adapter(source, dtype, device_map, trust_remote_code)
     torch_dtype = _dtype(dtype)
@@ -106,6 +110,21 @@ def _load_adapter(
         raise UserError(
             f"adapter {folder!r} can't be loaded: {type(error).__name__}: {_first_line(error)}"
         ) from error
+
+
+def _load_overlay(
+    folder: Path, dtype: str, device_map: str | None, trust_remote_code: bool
+) -> tuple[Any, Any]:
+    """The base that an overlay names, with the overlay, and its tokenizer."""
+    try:
+        base = read_facts(folder)["base"]
+    except Exception as error:  # safetensors has its own kinds
+        raise UserError(f"overlay {str(folder)!r} can't be read: {_first_line(error)}") from error
+    model, tokenizer = load_model(
+        **base, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
+    )
+    load_overlay(model, folder)
+    return model, tokenizer
 
 
 def base_weights(model_name_or_path: str) -> dict[str, "Tensor"]:
@@ -205,7 +224,7 @@ def _locate(name: str, gguf_file: str | None) -> str:
 
 
 def _checked_folder(path: Path, gguf_file: str | None) -> str:
-    if gguf_file is None and not any((path / f).is_file() for f in ("config.json", _ADAPTER)):
+    if gguf_file is None and not any((path / f).is_file() for f in ("config.json", _ADAPTER, FILE)):
         ggufs = sorted(file.name for file in path.glob("*.gguf"))
         remedy = f"add --gguf_file {ggufs[0]}" if ggufs else "give a folder with a saved model"
         raise UserError(f"model {str(path)!r}: no config.json in this folder; {remedy}")

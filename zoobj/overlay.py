@@ -20,14 +20,18 @@ The tunables are ordinary parameters: whatever moves a model's weights (walk, lo
 ``ZOSGD``) moves these. Outside of ``rows`` the model gives what it gives at them.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zoobj.errors import UserError
@@ -37,7 +41,7 @@ Kind = Literal["steer", "scale", "lora", "prompt"]
 Member = list[Tensor]
 """The tunables of one candidate, in the order of ``named_parameters``."""
 
-_CALIBRATION = 32  # rows
+FILE = "overlay.safetensors"
 
 
 class Overlay:
@@ -52,8 +56,12 @@ class Overlay:
         tokens: for "prompt", ids of tokens that the new ones begin as.
         units: of the sites by name; by default ``measure`` finds them.
 
+    Attributes:
+        sites: the places.
+        base: what ``models.load_model`` loads the model by.
+
     Raises:
-        UserError: no module to change.
+        UserError: no module to change, or an overlay is on the model already.
     """
 
     def __init__(
@@ -67,7 +75,11 @@ class Overlay:
     ):
         if kind not in get_args(Kind):
             raise UserError(f"tune {kind!r}: choose {', '.join(get_args(Kind))}")
+        if overlay_of(model) is not None:
+            raise UserError("the model has an overlay already: call its remove() first")
         self.model, self.kind = model, kind
+        self.base = {"model_name_or_path": model.config.name_or_path}
+        self._form = {"kind": kind, "tune_layers": tune_layers, "rank": rank}
         self.sites = find_sites(model, kind, patterns(model, tune_layers), rank, tokens)
         self.tokens = [token for site in self.sites for token in getattr(site, "tokens", ())]
         self._rows: list[Values] | None = None
@@ -80,8 +92,8 @@ class Overlay:
             layer.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
             for number, (_, layer) in enumerate(layers(model))
         ]
-        for site in self.sites:
-            site.unit = (units or {}).get(site.name, 1.0)
+        self.set_units(units or {})
+        model.zoobj_overlay = self
 
     # What is tuned ----------------------------------------------------------------------------
 
@@ -96,13 +108,20 @@ class Overlay:
 
     @property
     def placeholders(self) -> list[int]:
-        """Token ids to put before every prompt: -1, -2, ... for "prompt", else none."""
+        """Token ids to put before every prompt: -1, -2, ... for "prompt", none for the base."""
+        if self._rows == []:
+            return []
         return [-1 - number for number in range(len(self.tokens))]
 
     @property
     def units(self) -> dict[str, float]:
         """Of the sites, by name."""
         return {site.name: site.unit for site in self.sites}
+
+    def set_units(self, units: Mapping[str, float]) -> None:
+        """Take units that were measured before."""
+        for site in self.sites:
+            site.unit = units.get(site.name, 1.0)
 
     @torch.no_grad()
     def measure(self, input_ids: Tensor, attention_mask: Tensor) -> None:
@@ -111,9 +130,9 @@ class Overlay:
         Rounded to three digits, so that they are the same wherever they are measured.
 
         Args:
-            input_ids, attention_mask: [rows, tokens] of typical prompts; the first 32 rows are run.
+            input_ids, attention_mask: [rows, tokens] of typical prompts, padded on the left.
         """
-        ids, mask = input_ids[:_CALIBRATION], attention_mask[:_CALIBRATION]
+        ids, mask = input_ids, attention_mask
         found: dict[str, float] = {}
 
         def look(site: Site, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -170,16 +189,30 @@ class Overlay:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Within the block the model is the base."""
-        self._rows = []
+        outer, self._rows = self._rows, []
         try:
             yield
         finally:
-            self._rows = None
+            self._rows = outer
 
     def remove(self) -> None:
         """Take the hooks off; the model is the base again."""
         for handle in self._handles:
             handle.remove()
+        del self.model.zoobj_overlay
+
+    # Files ------------------------------------------------------------------------------------
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that it takes to put the tunables on the same base again; JSON values."""
+        return {**self._form, "tokens": self.tokens, "units": self.units}
+
+    def save(self, folder: Path) -> None:
+        """Write the tunables to ``overlay.safetensors``."""
+        facts = {**self.facts, "base": self.base}
+        tensors = {name: param.detach().cpu() for name, param in self.named_parameters()}
+        save_file(tensors, folder / FILE, metadata={"overlay": json.dumps(facts)})
 
     # Hooks ------------------------------------------------------------------------------------
 
@@ -264,6 +297,38 @@ class Overlay:
 
         named = {key: apart(v, first=key == "hidden_states") for key, v in kwargs.items()}
         return (*(apart(v, first=not i) for i, v in enumerate(args)),), named
+
+
+def overlay_of(model: Any) -> Overlay | None:
+    """The overlay on a model, if there is one."""
+    return getattr(model, "zoobj_overlay", None)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What ``overlay.safetensors`` says of itself: kind, units, base and so on."""
+    with safe_open(folder / FILE, framework="pt") as file:
+        facts: dict[str, Any] = json.loads(file.metadata()["overlay"])
+    return facts
+
+
+def load_overlay(model: Any, folder: str | Path) -> Overlay:
+    """Put a saved overlay on its base: the model gives what the tuned one gave.
+
+    Raises:
+        UserError: the file is of another model.
+    """
+    facts = read_facts(Path(folder))
+    form = {key: facts[key] for key in ("kind", "tune_layers", "rank", "tokens", "units")}
+    overlay = Overlay(model, **form)
+    saved = load_file(Path(folder) / FILE)
+    mine = {name: param.shape for name, param in overlay.named_parameters()}
+    if {name: tensor.shape for name, tensor in saved.items()} != mine:
+        overlay.remove()
+        raise UserError(f"overlay {folder} does not fit {type(model).__name__}: another base?")
+    with torch.no_grad():
+        for name, param in overlay.named_parameters():
+            param.copy_(saved[name])
+    return overlay
 
 
 def _first(value: Any) -> Tensor:

@@ -13,16 +13,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zoobj.assemble import make_model, make_walk
+from zoobj.assemble import make_model, make_tuned, make_walk
 from zoobj.config import ZOConfig
 from zoobj.environment import checksum
 from zoobj.errors import UserError
-from zoobj.files import replace_folder, save_model
+from zoobj.export import save_model
+from zoobj.files import replace_folder
 from zoobj.identity import check_base
 from zoobj.log import FORMAT, Line, Log
 from zoobj.walk import Walk
 
-_WALK = ("noise", "tune", "dtype")  # settings that a walk depends on; with density, also its seed
+_WALK = (
+    "noise",
+    "tune",
+    "tune_layers",
+    "dtype",
+)  # settings that a walk depends on; with density, also its seed
 
 
 def read_log(path: str | Path, until: int | None = None) -> tuple[list[Line], str]:
@@ -172,18 +178,20 @@ def replay(
     read = [read_log(log, until)[0] for log in logs]
     if last > 1 or len(logs) > 1:
         _check_average(read, last)
-    model, tokenizer = make_model(settings(run).model_copy(update=told))
+    args = settings(run).model_copy(update=told)
+    model, tokenizer = make_model(args)
     base = checksum(model.named_parameters())
+    tuned = make_tuned(args, model, tokenizer, run["overlay"])
     for log in logs:
         check_base(header(log), str(told.get("model_name_or_path", run["base"])), base)
     if len(logs) == 1 and last == 1:
-        retrace(model, read[0])
+        retrace(tuned, read[0])
     else:
-        average(model, read, last)
-    replace_folder(place, partial(save_model, model, tokenizer))
+        average(tuned, read, last)
+    replace_folder(place, partial(save_model, tuned, tokenizer))
     steps = ", ".join(str(len(steps)) for steps in read)
     return (
-        f"{place}: {run['base']} after {steps} steps, checksum {checksum(model.named_parameters())}"
+        f"{place}: {run['base']} after {steps} steps, checksum {checksum(tuned.named_parameters())}"
     )
 
 

@@ -18,11 +18,11 @@ from filelock import FileLock, Timeout
 from zoobj.config import ZOConfig
 from zoobj.environment import git_commit, versions
 from zoobj.errors import UserError
+from zoobj.export import save_model
 from zoobj.files import (
     remove_folder,
     replace_folder,
     replace_text,
-    save_model,
     sync_folder,
     write_json,
     writing,

@@ -4,7 +4,7 @@ a run that is resumed stops where an uninterrupted one would have.
 
 from collections.abc import Callable, Sequence
 
-from zoobj.assemble import method_class
+from zoobj.assemble import make_method
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.lineage import inherited
@@ -20,7 +20,7 @@ Rule = Callable[[ZOConfig, RunFolder, Objective, int], bool]
 def budget(args: ZOConfig) -> tuple[int, str]:
     """Steps that the budget buys, and the name of what limits them."""
     size = args.per_device_train_batch_size
-    cost = size * method_class(args.method).evaluations
+    cost = size * make_method(args).evaluations
     limits, before = [], inherited(args)
     begun, paid = len(before), before[-1]["evals"] if before else 0
     if args.max_steps is not None:

@@ -22,7 +22,8 @@ class Track:
     """Stands at one step of a run, and can go to any other: all moves are exact.
 
     Args:
-        model, tokenizer: the base; the model's weights are changed in place.
+        tuned, tokenizer: a model, whose weights are changed in place, or an overlay on one.
+        base: the model.
 
     Attributes:
         base_checksum: of the weights before anything moved them.
@@ -32,14 +33,14 @@ class Track:
 
     walk: Walk
 
-    def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model, tokenizer
-        self.base_checksum = checksum(model.named_parameters())
+    def __init__(self, tuned: Any, tokenizer: Any, base: Any):
+        self.tuned, self.tokenizer = tuned, tokenizer
+        self.base_checksum = checksum(base.named_parameters())
         self.at = 0
 
     def begin(self, steps: Sequence[Line], args: ZOConfig) -> None:
         """Put the base where a run begins: at itself, or after the steps of its parent."""
-        self.walk = walk_after(self.model, steps, args)
+        self.walk = walk_after(self.tuned, steps, args)
         self.at = len(steps)
 
     @contextmanager
@@ -85,11 +86,11 @@ class Track:
         known = [line for line in run.steps[self.at :] if line["checksum"]]
         if known:
             self.to(known[-1]["step"], run)
-            verify(self.model, self.walk, known[-1])
+            verify(self.tuned, self.walk, known[-1])
         self.to(len(run.steps), run)
 
     def _load(self, folder: Path, log_hash: str) -> bool:
-        return checkpoint.load(folder, self.model, self.walk, log_hash)
+        return checkpoint.load(folder, self.tuned, self.walk, log_hash)
 
     def save(self, run: RunFolder, state: Any, keep: int | None, best: int | None) -> None:
         """Write a checkpoint of the weights as they are.
@@ -101,6 +102,6 @@ class Track:
             best: a step whose checkpoint stays among them.
         """
         folder = run.path / f"checkpoint-{self.at}"
-        checkpoint.save(folder, self.model, self.tokenizer, self.walk, run.log.hash, state)
+        checkpoint.save(folder, self.tuned, self.tokenizer, self.walk, run.log.hash, state)
         if keep is not None:
             checkpoint.thin_out(run.path, keep, best)

@@ -3,28 +3,31 @@
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from zoobj import checkpoint, hub, noise
-from zoobj.assemble import make_method, make_model, make_scorer, make_task, method_class
+from zoobj.assemble import make_method, make_model, make_scorer, make_task, make_tuned
 from zoobj.callbacks import Callbacks, step_logs
 from zoobj.card import model_card
-from zoobj.config import ZOConfig
+from zoobj.config import ZOConfig, with_defaults
 from zoobj.data import load_splits, minibatch
 from zoobj.environment import checksum, peak_memory
 from zoobj.errors import UserError
 from zoobj.files import StorageError, jsonable
-from zoobj.identity import Parent, check_base, identity
+from zoobj.identity import Parent, check_base, check_overlay, identity
 from zoobj.interrupts import Interrupted, Interrupts
-from zoobj.lineage import inherited, parent_of, pointed_at, taken_up
-from zoobj.objective import as_objective
+from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
+from zoobj.objective import Batch, as_objective
+from zoobj.overlay import Overlay
 from zoobj.report import write_report
 from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
+from zoobj.scoring.batching import left_pad
 from zoobj.signal import OnError, Outcome, Pair, compare, floor, judge, loss
 from zoobj.stopping import budget, stop_reason
 from zoobj.task import Example, Task
@@ -34,6 +37,7 @@ from zoobj.walk import Offset
 logger = logging.getLogger(__name__)
 
 _PREFLIGHT = 4  # examples scored before anything is paid for
+_CALIBRATION = 32  # prompts that the units of an overlay are measured on
 _HOPELESS = 10  # steps in a row in which nothing could be scored
 
 
@@ -85,11 +89,13 @@ class ZOTrainer:
         if given is not None:
             self.args.model_name_or_path = given.config.name_or_path or type(given).__name__
         self.model, self.tokenizer = make_model(self.args, given, processing_class, peft_config)
+        self.args = with_defaults(self.args)
+        self.tuned = make_tuned(self.args, self.model, self.tokenizer)
         self.scorer = make_scorer(self.args, self.model, self.tokenizer, self.task)
         self.scorer.between = self._scored
         self.callbacks.context = {"model": self.model, "processing_class": self.tokenizer}
         self.interrupts = Interrupts()
-        self.track = Track(self.model, self.tokenizer)
+        self.track = Track(self.tuned, self.tokenizer, self.model)
         self.run: RunFolder
         self._phase = ""  # what is being scored, for the callbacks
 
@@ -121,6 +127,7 @@ class ZOTrainer:
         branch = (args or ZOConfig()).model_copy(update={"branch_from": f"{log}{step}"})
         trainer = cls(args=branch, **more)
         trainer._parent()  # whose base it has to be
+        trainer._measure()
         trainer.track.begin(inherited(trainer.args), trainer.args)
         return trainer
 
@@ -147,6 +154,7 @@ class ZOTrainer:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
         self.method = make_method(self.args)
+        self._measure()
         if hasattr(self, "run"):  # an earlier call's: back to where it began
             self.track.to(self.run.start, self.run)
         parent = self._parent()
@@ -167,6 +175,7 @@ class ZOTrainer:
             return None
         parent = parent_of(self.args)
         check_base(parent.run, self.args.model_name_or_path, self.track.base_checksum)
+        check_overlay(parent, self.model)
         return parent
 
     def _begin(self, parent: Parent | None) -> None:
@@ -215,7 +224,7 @@ class ZOTrainer:
         self._tell_state()
         self.callbacks.control._new_training()
         self.callbacks.tell("on_train_begin")
-        before = self._before = self._test(self.run.start)
+        before = self._before = self._test(self.run.start, self._begun)
         self._resume()
         reason = self._loop()
         self._validate(len(self.run.steps))
@@ -240,15 +249,14 @@ class ZOTrainer:
     def _loop(self) -> str:
         """Steps, until a budget or a rule ends them; says which."""
         control = self.callbacks.control
-        offsets = method_class(self.args.method).evaluations
         for step in range(len(self.run.steps), self.max_steps):
             digest = None
             if self._validation_due(step):
                 self._validate(step)
-                digest = checksum(self.model.named_parameters())
+                digest = checksum(self.tuned.named_parameters())
             if control.should_training_stop:
                 return "callback"
-            if reason := stop_reason(self.args, self.run, self.objective, offsets):
+            if reason := stop_reason(self.args, self.run, self.objective, self.method.evaluations):
                 return reason
             control._new_step()
             self._step(step, digest)
@@ -271,8 +279,7 @@ class ZOTrainer:
         size, seed = self.args.per_device_train_batch_size, self.args.seed
         examples = minibatch(self.data["train"], size, seed, step)
         self._phase = "train"
-        offsets = enumerate(self.method.offsets(step))
-        outcomes = [self._outcome(number, offset, examples) for number, offset in offsets]
+        outcomes = self._outcomes(self.method.offsets(step), examples)
         sides = zip(outcomes[::2], outcomes[1::2], strict=True)
         pairs = [compare(self.objective, plus, minus) for plus, minus in sides]
         values = [value for pair in pairs for value in (pair.plus, pair.minus)]
@@ -299,15 +306,36 @@ class ZOTrainer:
             self.run.log_step(line, timings)
         self._report(pairs, outcomes)
 
-    def _outcome(self, number: int, offset: Offset, examples: Sequence[Example]) -> Outcome:
-        """The scores of a minibatch at an offset; once only."""
-        key = f"{self.run.key(len(self.run.steps))}/{number}"
-        outcome = self.run.pending.get(key, examples)
-        if outcome is None:
-            self.track.walk.goto(offset)
-            outcome = self._score(examples, seed=noise.derive(self.args.seed, len(self.run.steps)))
-            self.run.pending.put(key, outcome)
-        return outcome
+    def _outcomes(self, offsets: Sequence[Offset], examples: Sequence[Example]) -> list[Outcome]:
+        """The scores of a minibatch at each offset; once only."""
+        step = len(self.run.steps)
+        keys = [f"{self.run.key(step)}/{number}" for number in range(len(offsets))]
+        outcomes = [self.run.pending.get(key, examples) for key in keys]
+        missing = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        batches = self._batches([offsets[number] for number in missing], examples, step)
+        for number, batch in zip(missing, batches, strict=True):
+            outcome = judge(self.objective, batch, self.args.on_error)
+            self.run.pending.put(keys[number], outcome)
+            outcomes[number] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _batches(
+        self, offsets: Sequence[Offset], examples: Sequence[Example], step: int
+    ) -> Iterator[Batch]:
+        """The examples as scored at each offset: in the weights in turn, or all at once."""
+        walk, needs = self.track.walk, self.objective.needs
+        seed = noise.derive(self.args.seed, step)
+        if not isinstance(self.tuned, Overlay):
+            for offset in offsets:
+                walk.goto(offset)
+                yield self.scorer(examples, needs, seed)
+        elif offsets:
+            members = []
+            for offset in offsets:
+                walk.goto(offset)
+                members.append(self.tuned.snapshot())
+            walk.goto({})
+            yield from self.scorer.population(members, examples, needs, seed)
 
     def _report(self, pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> None:
         """Tell the callbacks; stop where the objective fails again and again."""
@@ -356,12 +384,21 @@ class ZOTrainer:
         batch = self.scorer(examples, self.objective.needs, seed)
         return judge(self.objective, batch, self.args.on_error)
 
-    def _test(self, step: int) -> Outcome:
+    @property
+    def _begun(self) -> str:
+        """What the result is compared with. New tokens change a model before they are tuned: then
+        it is the base, else the tuned one at the start.
+        """
+        new = isinstance(self.tuned, Overlay) and bool(self.tuned.tokens)
+        return "base" if new and not self.run.start else "tuned"
+
+    def _test(self, step: int, of: str = "tuned") -> Outcome:
         """Score test with the weights before a step, unless that was paid for already."""
-        key = f"{self.run.key(step)}/test"
+        key = f"{self.run.key(step)}/{of}"
         outcome = self.run.outcomes.get(key, self.data["test"])
         if outcome is None:
-            outcome = self._evaluate("test", step)
+            with self.tuned.aside() if of == "base" else nullcontext():
+                outcome = self._evaluate("test", step)
             self.run.outcomes.put(key, outcome, note=peak_memory(self.model.device))
         return outcome
 
@@ -414,7 +451,7 @@ class ZOTrainer:
         best = len(self.run.steps) if best is None else best
         self.track.to(best, self.run)
         with self.interrupts.held():
-            self.run.save_model(self.model, self.tokenizer)
+            self.run.save_model(self.tuned, self.tokenizer)
         self.callbacks.tell("on_save")
         return best
 
@@ -436,7 +473,7 @@ class ZOTrainer:
         )
 
     def _summary(self, before: Outcome, after: Outcome | None, best: int, reason: str) -> Result:
-        key = f"{self.run.key(self.run.start)}/test"
+        key = f"{self.run.key(self.run.start)}/{self._begun}"
         return summarise(
             self.args,
             self.objective,
@@ -450,6 +487,21 @@ class ZOTrainer:
         )
 
     # Small parts ------------------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        """Set the units of an overlay: as they were in an earlier run, or from training prompts."""
+        if not isinstance(self.tuned, Overlay):
+            return
+        if (earlier := inherited_overlay(self.args)) is not None:
+            self.tuned.set_units(earlier["units"])
+            return
+        some = self.data["train"][:_CALIBRATION]
+        ids, mask = left_pad(
+            [self.scorer.encode(e.prompt) for e in some],
+            self.tokenizer.pad_token_id,
+            self.model.device,
+        )
+        self.tuned.measure(ids, mask)
 
     def _preflight(self) -> None:
         """A few examples through the whole chain: a broken reward shows before any training."""

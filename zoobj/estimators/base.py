@@ -17,21 +17,28 @@ class Estimator(ABC):
         seed: of the run; directions are derived from it and from the step.
         eps: how far an offset lies from theta.
         learning_rate: how far a step goes. The trainer sets both before each step.
+        directions: pairs of offsets that a step scores, for methods that average over several.
         normalize: divide differences by their running size, so that ``learning_rate`` is the
             change of a weight in a typical step, whatever the objective's units.
 
     Attributes:
-        evaluations: offsets that a step scores.
+        evaluations: offsets that a step scores, a number of the class or of the object.
     """
 
     name: ClassVar[str]
-    evaluations: ClassVar[int]
+    evaluations: int
 
     def __init__(
-        self, *, seed: int, eps: float, learning_rate: float, normalize: bool = True
+        self,
+        *,
+        seed: int,
+        eps: float,
+        learning_rate: float,
+        directions: int = 1,
+        normalize: bool = True,
     ) -> None:
         self.seed, self.eps, self.learning_rate = seed, eps, learning_rate
-        self.normalize = normalize
+        self.directions, self.normalize = directions, normalize
 
     @abstractmethod
     def offsets(self, step: int) -> list[Offset]:

@@ -1,4 +1,4 @@
-"""ZO-SGD: simultaneous perturbation, two points a step.
+"""ZO-SGD: simultaneous perturbation, two points a step for each of q directions.
 
 J. Spall, "Multivariate stochastic approximation using a simultaneous perturbation gradient
 approximation", IEEE TAC 37 (1992); for language models S. Malladi et al., "Fine-tuning language
@@ -8,13 +8,14 @@ models with just forward passes" (MeZO), arXiv 2305.17333, Algorithm 1:
     theta <- theta - lr g z                                        (2)
 
 with L on the same minibatch at both points, and z of +/-1 (Spall's Bernoulli directions) where
-MeZO draws normals. By default (2) is normalised: with d = L(theta + eps z) - L(theta - eps z) and
-rms(d) its running root mean square,
+MeZO draws normals. Over q directions g z is averaged (n-SPSA, Definition 1 there). By default the
+step is normalised: with d_k = L(theta + eps z_k) - L(theta - eps z_k) and rms(d) their running root
+mean square,
 
-    theta <- theta - lr [d / rms(d)] z                             (3)
+    theta <- theta - lr / sqrt(q) sum_k [d_k / rms(d)] z_k         (3)
 
 so that lr is the change of each weight in a typical step, and carries over between objectives of
-different units and between values of eps.
+different units and between values of eps and q.
 """
 
 import math
@@ -28,29 +29,33 @@ from zoobj.walk import Move, Offset
 
 
 class ZOSGD(Estimator):
-    """Two-point SPSA in place (MeZO); 2 evaluations a step, no memory beyond inference."""
+    """Two-point SPSA (MeZO, n-SPSA); 2 evaluations a direction, no memory beyond inference."""
 
     name = "zo-sgd"
-    evaluations = 2
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
+        self.evaluations = 2 * self.directions
         self.scale = RunningScale()
-        self.direction = 0
+        self.seeds: list[int] = []
 
     def offsets(self, step: int) -> list[Offset]:
-        self.direction = derive(self.seed, step)
-        return [{self.direction: self.eps}, {self.direction: -self.eps}]
+        several = range(1, self.directions)
+        self.seeds = [derive(self.seed, step), *(derive(self.seed, step, k) for k in several)]
+        return [{seed: side} for seed in self.seeds for side in (self.eps, -self.eps)]
 
     def move(self, losses: Sequence[float]) -> Move:
-        plus, minus = losses
-        difference = plus - minus
-        if math.isnan(difference) or difference == 0:
-            return []
+        pairs = zip(losses[::2], losses[1::2], strict=True)
+        return [
+            (seed, -self.learning_rate * self._amount(plus - minus))
+            for seed, (plus, minus) in zip(self.seeds, pairs, strict=True)
+            if not math.isnan(plus - minus) and plus != minus
+        ]
+
+    def _amount(self, difference: float) -> float:
         if self.normalize:
-            return [(self.direction, -self.learning_rate * self.scale.normalise(difference))]  # (3)
-        gradient = difference / (2 * self.eps)  # (1)
-        return [(self.direction, -self.learning_rate * gradient)]  # (2)
+            return self.scale.normalise(difference) / math.sqrt(self.directions)  # (3)
+        return difference / (2 * self.eps) / self.directions  # (1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"square": self.scale.square, "weight": self.scale.weight}

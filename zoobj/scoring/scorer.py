@@ -8,7 +8,7 @@ from typing import Any
 from zoobj.errors import UserError
 from zoobj.models import context_length
 from zoobj.objective import Batch
-from zoobj.overlay import Member, Overlay
+from zoobj.overlay import Member, overlay_of
 from zoobj.scoring.choices import loglikelihood
 from zoobj.scoring.generation import Sampling, generate
 from zoobj.scoring.population import Population
@@ -33,7 +33,6 @@ class Scorer:
         max_prompt_length: tokens of a prompt that are kept, its last ones; by default what the
             model's context leaves beside the answer.
         sampling: None is greedy decoding.
-        overlay: on the model, if there is one.
         between: called between forward passes, for progress and interrupts.
     """
 
@@ -43,12 +42,11 @@ class Scorer:
     batch_size: int = 32
     max_prompt_length: int | None = None
     sampling: Sampling | None = None
-    overlay: Overlay | None = None
     between: Callable[[int], None] = lambda examples: None
 
     def __post_init__(self) -> None:
         self._cache: OrderedDict[str, list[int]] = OrderedDict()
-        self._prefix = self.overlay.placeholders if self.overlay else []
+        self.overlay = overlay_of(self.model)
         context = self._context()
         room = None if context is None else context - self.task.max_new_tokens
         if room is not None and room < 1:
@@ -155,6 +153,11 @@ class Scorer:
                 f"prompt in the model's context of {context} tokens: drop the row"
             )
         return self._prefix + ids[len(self._prefix) :][-(context - len(answer)) :]
+
+    @property
+    def _prefix(self) -> list[int]:
+        """Tokens of the overlay that stand before every prompt."""
+        return self.overlay.placeholders if self.overlay else []
 
     def _context(self) -> int | None:
         """Most tokens of prompt and answer together."""
