@@ -1,11 +1,12 @@
 """Extractive question answering in SQuAD's format."""
 
 import json
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from zoobj.errors import UserError
+from zoobj.errors import UserError, did_you_mean
 from zoobj.task import Row, Task, read_rows
 
 
@@ -16,6 +17,11 @@ class Squad(Task):
     The hub's validation split, which has several answers a question, is our test split; validation
     is cut from train by passage. Prompt (MeZO's): ``Title: ...\nContext: ...\nQuestion:
     ...\nAnswer:``, the title where there is one.
+
+    Args:
+        context: "passage", or "oracle_sentence" to show only the sentences that hold the answer: an
+            easier and much shorter task, for models and machines that are small.
+        settings: of every Task.
     """
 
     name = "squad"
@@ -24,9 +30,17 @@ class Squad(Task):
     hub_splits = {"train": "train", "test": "validation"}  # noqa: RUF012
     columns = ("context", "question", "answers")
 
+    def __init__(self, context: str = "passage", **settings: Any):
+        super().__init__(**settings)
+        if context not in _CONTEXTS:
+            raise UserError(
+                f"task {self.name}: unknown context {context!r}{did_you_mean(context, _CONTEXTS)}"
+            )
+        self.shown = _CONTEXTS[context]
+
     def prompt(self, row: Row) -> str:
         title = f"Title: {row['title']}\n" if row.get("title") else ""
-        return f"{title}{question(row)}"
+        return f"{title}{question({**row, 'context': self.shown(row)})}"
 
     def reference(self, row: Row) -> list[str]:
         return list(dict.fromkeys(row["answers"]["text"]))  # annotators often agree: once each
@@ -52,6 +66,34 @@ class Squad(Task):
 def question(row: Row) -> str:
     """Passage and question, up to where the answer begins."""
     return f"Context: {row['context'].strip()}\nQuestion: {row['question'].strip()}\nAnswer:"
+
+
+def whole_passage(row: Row) -> str:
+    """All of the passage."""
+    context: str = row["context"]
+    return context
+
+
+def oracle_sentence(row: Row) -> str:
+    """The sentences of the passage that the first answer lies in.
+
+    >>> oracle_sentence({"context": "It rained. Ann left. Bo stayed.",
+    ...                  "answers": {"text": ["Ann"], "answer_start": [11]}})
+    'Ann left.'
+    """
+    context, answer = row["context"], row["answers"]["text"][0]
+    start = (row["answers"].get("answer_start") or [-1])[0]
+    if context[start : start + len(answer)] != answer:
+        start = context.find(answer)
+    if start < 0:
+        raise ValueError(f"the passage does not hold the answer {answer!r}")
+    borders = [0, *(match.end() for match in re.finditer(r"[.!?]\s+", context)), len(context)]
+    first = max(border for border in borders if border <= start)
+    last = min(border for border in borders if border >= start + len(answer))
+    return str(context[first:last])
+
+
+_CONTEXTS = {"passage": whole_passage, "oracle_sentence": oracle_sentence}
 
 
 def _flatten(articles: list[dict[str, Any]], path: Path) -> list[Row]:

@@ -23,4 +23,4 @@ class SquadMini(Squad):
         self.files = {**{split: _DATA / f"{split}.json" for split in SPLITS}, **self.files}
 
     def prompt(self, row: Row) -> str:
-        return question(row)
+        return question({**row, "context": self.shown(row)})

@@ -95,7 +95,7 @@ class ZOConfig(BaseModel):
     max_evals: int | None = Field(None, ge=1, description="budget in scored training examples")
     max_steps: int | None = Field(None, ge=1, description="budget in steps")
     max_seconds: float | None = Field(
-        None, gt=0, description="stop after so many seconds of steps and evaluations"
+        None, gt=0, description="budget in seconds of steps and evaluations"
     )
     max_reward_calls: int | None = Field(
         None, ge=1, description="stop before the objective is called more often on a batch"

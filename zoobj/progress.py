@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from zoobj.stopping import ENDLESS
+
 _SMOOTHING = 0.9
 _SAMPLES = 4
 _SHOWN = 60  # characters of a text in a table
@@ -37,7 +39,9 @@ class ProgressBar:
             TimeRemainingColumn(compact=True),
             console=self.console,
         )
-        self.task = self.bar.add_task("", total=state.max_steps, text="")
+        self.task = self.bar.add_task(
+            "", total=None if state.max_steps >= ENDLESS else state.max_steps, text=""
+        )
         self.bar.start()
 
     def on_prediction_step(
@@ -86,8 +90,9 @@ class ProgressBar:
         samples = next((n for name, n in values.items() if name.endswith("_samples")), 0)
         split, _, name = next(iter(values), "eval_").partition("_")
         seconds = time.perf_counter() - self.start
+        of = "" if state.max_steps >= ENDLESS else f"/{state.max_steps}"
         self.console.print(
-            f"step {state.global_step:>5}/{state.max_steps}  "
+            f"step {state.global_step:>5}{of}  "
             f"{'validation' if split == 'eval' else split} {name} "
             f"{_number(next(iter(values.values()), None))} (n={samples})  {seconds:.0f} s",
             markup=False,

@@ -13,12 +13,16 @@ from zoobj.run import STOP, RunFolder
 from zoobj.signal import loss
 
 DEFAULT_STEPS = 200
+ENDLESS = 10**9  # steps, where only time is limited
 
 Rule = Callable[[ZOConfig, RunFolder, Objective, int], bool]
 
 
 def budget(args: ZOConfig) -> tuple[int, str]:
-    """Steps that the budget buys, and the name of what limits them."""
+    """Steps that the budget buys, and the name of what limits them.
+
+    Where seconds are the only budget there is no end of steps, else 200 are the default.
+    """
     size = args.per_device_train_batch_size
     cost = size * make_method(args).evaluations
     limits, before = [], inherited(args)
@@ -27,7 +31,8 @@ def budget(args: ZOConfig) -> tuple[int, str]:
         limits.append((args.max_steps, "max_steps"))
     if args.max_evals is not None:
         limits.append((begun + (args.max_evals - paid) // cost, "max_evals"))
-    steps, limit = min(limits, default=(DEFAULT_STEPS, "max_steps"))
+    usual = (DEFAULT_STEPS, "max_steps") if args.max_seconds is None else (ENDLESS, "max_seconds")
+    steps, limit = min(limits, default=usual)
     if not steps and not begun:
         raise UserError(
             f"--max_evals {args.max_evals} buys no step: one scores {cost} examples "

@@ -29,7 +29,7 @@ from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
 from zoobj.scoring.batching import left_pad
 from zoobj.signal import OnError, Outcome, Pair, compare, floor, judge, loss
-from zoobj.stopping import budget, stop_reason
+from zoobj.stopping import ENDLESS, budget, stop_reason
 from zoobj.task import Example, Task
 from zoobj.track import Track
 from zoobj.walk import Offset
@@ -467,9 +467,9 @@ class ZOTrainer:
         return f"{self._where()}, the best weights so far are saved there"
 
     def _where(self) -> str:
+        of = "" if self.max_steps == ENDLESS else f" of {self.max_steps}"
         return (
-            f"at step {len(self.run.steps)} of {self.max_steps}: --resume_from_checkpoint "
-            f"{self.run.path} continues"
+            f"at step {len(self.run.steps)}{of}: --resume_from_checkpoint {self.run.path} continues"
         )
 
     def _summary(self, before: Outcome, after: Outcome | None, best: int, reason: str) -> Result:
@@ -518,8 +518,10 @@ class ZOTrainer:
             )
 
     def _learning_rate(self, step: int) -> float:
-        """The course of the learning rate: at step 0 its full value."""
+        """The course of the learning rate: at step 0 its full value, at the end of the budget 0."""
         share = step / self.max_steps
+        if self.max_steps == ENDLESS and self.args.max_seconds is not None:
+            share = min(1.0, self.run.seconds / self.args.max_seconds)
         factors = {
             "constant": 1.0,
             "linear": 1.0 - share,
