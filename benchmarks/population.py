@@ -149,6 +149,21 @@ def peak(which: str, kind: str, o: argparse.Namespace) -> float:
     return median(float(run.stdout) for run in found)
 
 
+def show(
+    kind: str, count: int, figures: dict[str, float], alone: float, o: argparse.Namespace
+) -> float:
+    """Print a row of the table; returns how many times as fast as one at a time it is."""
+    rows, prefill, decode = count * o.prompts, figures["B prefill"], figures["B decode"]
+    gain = alone * count / (prefill + decode)
+    print(
+        f"{kind:<8} {count:>7}  {rows * o.length / prefill:>7.0f}  {figures['ratio prefill']:>8.3f}"
+        f"  {rows * o.new_tokens / decode:>6.0f}  {figures['ratio decode']:>8.3f}"
+        f"  {count / (prefill + decode):>9.3g}  {gain:>16.2f}",
+        flush=True,
+    )
+    return gain
+
+
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model_name_or_path", help="instead of random weights")
@@ -183,22 +198,14 @@ def main() -> None:
     told: dict[str, Any] = {"one at a time, seconds a member": one_at_a_time(model, o)}
     device = torch.cuda.get_device_name() if GPU else f"CPU, {torch.get_num_threads()} threads"
     print(f"{device}, {o.dtype}; {o.prompts} prompts of {o.length} tokens, {o.new_tokens} new ones")
-    print(
-        f"one at a time, in all weights: {1 / told['one at a time, seconds a member']:.3g} members/s"
-    )
+    alone = told["one at a time, seconds a member"]
+    print(f"one at a time, in all weights: {1 / alone:.3g} members/s")
     print("\nkind     members  prefill  of plain  decode  of plain  members/s  to one at a time")
     print("                  tokens/s          tokens/s")
     for kind in o.kinds.split(","):
         for count in map(int, o.members.split(",")):
             figures = race(model, kind, count, o)
-            rows, seconds = count * o.prompts, figures["B prefill"] + figures["B decode"]
-            gain = told["one at a time, seconds a member"] * count / seconds
-            print(
-                f"{kind:<8} {count:>7}  {rows * o.length / figures['B prefill']:>7.0f}  "
-                f"{figures['ratio prefill']:>8.3f}  {rows * o.new_tokens / figures['B decode']:>6.0f}"
-                f"  {figures['ratio decode']:>8.3f}  {count / seconds:>9.3g}  {gain:>16.2f}",
-                flush=True,
-            )
+            gain = show(kind, count, figures, alone, o)
             told[f"{kind} {count}"] = {**figures, "gain": gain}
     del model
     print("\npeak memory at 8 members, MiB     plain  overlay  ratio")

@@ -10,6 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from zoobj.errors import UserError, closest
 from zoobj.models import TINY_QA
 
+# Defaults where not all weights are tuned; docs/tuning.md has the experiments.
+_WITH_OVERLAY: dict[str, dict[str, Any]] = {
+    "steer": {"eps": 0.05, "learning_rate": 6e-3},
+    "scale": {"eps": 0.05, "learning_rate": 6e-3},
+    "lora": {"eps": 0.05, "learning_rate": 6e-3, "lora_r": 1},
+    "prompt": {"eps": 0.05, "learning_rate": 6e-3},
+}
+for _usual in _WITH_OVERLAY.values():
+    _usual |= {"directions": 4, "per_device_train_batch_size": 16}
+
 
 class ZOConfig(BaseModel):
     """Settings of a run; an unknown one is an error. Descriptions are the flags' help."""
@@ -27,9 +37,7 @@ class ZOConfig(BaseModel):
     peft: Literal["lora"] | None = Field(
         None, description="tune an adapter of peft on the model, and save that"
     )
-    lora_r: int | None = Field(
-        None, ge=1, description="rank of the adapter, default 8; of --tune lora, default 1"
-    )
+    lora_r: int = Field(8, ge=1, description="rank of the adapter; of --tune lora 1")
     lora_alpha: int = Field(16, ge=1, description="its scale, times its rank")
     lora_target_modules: str = Field(
         "all-linear", description="modules that get one, as in 'q_proj,v_proj'"
@@ -57,16 +65,19 @@ class ZOConfig(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="of sampling")
 
     method: str = Field("zo-sgd", description="see: zoobj ls methods")
-    directions: int | None = Field(
-        None, ge=1, description="pairs of offsets scored a step; default 1, with an overlay 4"
+    directions: int = Field(
+        1, ge=1, description="pairs of offsets scored a step; with an overlay 4"
     )
-    learning_rate: float | None = Field(
-        None, gt=0, description="change of a weight in a typical step; default by --tune"
+    learning_rate: float = Field(
+        1e-3,
+        gt=0,
+        description="change of a weight in a typical step, without normalize MeZO's; other "
+        "defaults with an overlay, also of eps",
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="course of the learning rate, to 0 at the end of the budget"
     )
-    eps: float | None = Field(None, gt=0, description="perturbation of each weight; likewise")
+    eps: float = Field(5e-3, gt=0, description="perturbation of each weight")
     noise: Literal["rademacher", "gaussian", "sphere"] = Field(
         "rademacher", description="directions; rademacher: +/-1, the fastest"
     )
@@ -86,8 +97,8 @@ class ZOConfig(BaseModel):
     )
     density: float = Field(1.0, gt=0, le=1, description="share of the weights that move at all")
     normalize: bool = Field(True, description="divide differences by their running size")
-    per_device_train_batch_size: int | None = Field(
-        None, ge=1, description="examples scored at each offset; default by --tune"
+    per_device_train_batch_size: int = Field(
+        64, ge=1, description="examples scored at each offset; with an overlay 16"
     )
     per_device_eval_batch_size: int = Field(
         64, ge=1, description="sequences in one forward pass, in training too"
@@ -151,26 +162,19 @@ class ZOConfig(BaseModel):
             super().__init__(**settings)
         except ValidationError as error:
             raise UserError(_explain(error)) from None
+        self.__dict__ |= self._usual()  # not by assignment: nobody has told them
 
-
-# What suits each kind of tuning where nothing is said; found on tiny-qa (full) and SmolLM2-135M.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "full": {"eps": 5e-3, "learning_rate": 1e-3, "directions": 1, "batch": 64},
-    "steer": {"eps": 0.05, "learning_rate": 6e-3, "directions": 4, "batch": 16},
-    "scale": {"eps": 0.05, "learning_rate": 6e-3, "directions": 4, "batch": 16},
-    "lora": {"eps": 0.05, "learning_rate": 6e-3, "directions": 4, "batch": 16},
-    "prompt": {"eps": 0.05, "learning_rate": 6e-3, "directions": 4, "batch": 16},
-}
+    def _usual(self) -> dict[str, Any]:
+        """Defaults that depend on what is tuned."""
+        usual = _WITH_OVERLAY.get(self.tune, {})
+        return {key: value for key, value in usual.items() if key not in self.model_fields_set}
 
 
 def with_defaults(args: ZOConfig) -> ZOConfig:
-    """The settings with those that depend on ``tune``, which is not "auto" here."""
-    usual = dict(_DEFAULTS[args.tune])
-    usual["per_device_train_batch_size"] = usual.pop("batch")
-    usual["lora_r"] = 1 if args.tune == "lora" else 8
-    return args.model_copy(
-        update={key: value for key, value in usual.items() if getattr(args, key) is None}
-    )
+    """The settings with the defaults of what is tuned now, where nobody has told others."""
+    settled = args.model_copy()
+    settled.__dict__ |= args._usual()
+    return settled
 
 
 # What may differ between a run and its continuation; all else would make it another run. Models and

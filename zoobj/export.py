@@ -99,7 +99,7 @@ def _fold_steer(overlay: Overlay, undo: ExitStack) -> bool:
         _open_biases(overlay.model, carrier.rpartition(".")[0], undo)
     for site in overlay.sites:
         (vector,) = _now(site)
-        _set(modules[f"{site.name}.{carrier}"].bias, lambda old, v=vector: old + v, undo)
+        _set(modules[f"{site.name}.{carrier}"].bias, partial(torch.add, vector), undo)
     return True
 
 
@@ -115,10 +115,9 @@ def _carrier(overlay: Overlay) -> str | None:
     plain = _output_of(overlay, site.module)
     for name, part in reversed(list(site.module.named_modules())):
         shape = linear_shape(part)
-        has_bias = isinstance(getattr(part, "bias", None), Tensor)
-        if not name or not (shape or has_bias) or (shape and shape[1] != width):
-            continue
-        if not shape and part.bias.shape != (width,):  # type: ignore[union-attr, operator]
+        bias = getattr(part, "bias", None)
+        outputs = shape[1] if shape else len(bias) if isinstance(bias, Tensor) else None
+        if not name or outputs != width:
             continue
         handle = part.register_forward_hook(lambda module, args, output: output + shift)
         try:
@@ -152,10 +151,11 @@ def _open_biases(model: Any, mlp: str, undo: ExitStack) -> None:
     config.mlp_bias = True
     for _, layer in layers(model):
         for part in layer.get_submodule(mlp).children():
-            if (shape := linear_shape(part)) and part.bias is None:
+            shape = linear_shape(part)
+            if shape is not None and getattr(part, "bias", None) is None:
                 zeros = torch.zeros(shape[1], dtype=model.dtype, device=_device(part))
-                part.bias = nn.Parameter(zeros)
-                undo.callback(setattr, part, "bias", None)
+                part.register_parameter("bias", nn.Parameter(zeros))
+                undo.callback(part.register_parameter, "bias", None)
 
 
 def _fold_scale(overlay: Overlay, undo: ExitStack) -> bool:

@@ -261,7 +261,8 @@ def _candidates(model: nn.Module, kind: str, rank: int, tokens: Sequence[int]) -
         embeddings = model.get_input_embeddings()  # type: ignore[operator]
         name = next(name for name, module in model.named_modules() if module is embeddings)
         with torch.no_grad():
-            width = embeddings(torch.zeros(1, 1, dtype=torch.long, device=model.device)).shape[-1]
+            device: Any = model.device
+            width = embeddings(torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
         yield Prompt(name, embeddings, width, tokens)
         return
     for layer_name, layer in layers(model):
@@ -283,10 +284,10 @@ def _norm_width(module: nn.Module) -> int:
     return len(weight) if alone and isinstance(weight, Tensor) and weight.dim() == 1 else 0
 
 
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+def linear_shape(module: Any) -> tuple[int, int] | None:
     """Inputs and outputs of a linear layer, quantised ones and GPT-2's Conv1D included."""
     if type(module).__name__ == "Conv1D":
-        inputs, outputs = module.weight.shape  # type: ignore[union-attr, misc]
+        inputs, outputs = module.weight.shape
         return int(inputs), int(outputs)
     inputs, outputs = (getattr(module, f"{side}_features", None) for side in ("in", "out"))
     return None if inputs is None or outputs is None else (int(inputs), int(outputs))
