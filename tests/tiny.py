@@ -76,7 +76,7 @@ def made(family: str, layers: int = 3, dtype: torch.dtype = torch.float32) -> An
     """A model in evaluation mode; no weight is 0 or 1 by rule, so that none can be overlooked."""
     name, settings = {**FAMILIES, **MIXTURES}[family]
     kind = getattr(tf, name)
-    config = getattr(kind, "config_class")(**settings(layers))
+    config = kind.config_class(**settings(layers))
     with torch.random.fork_rng(devices=[]):
         model = kind(config).eval()
     generator = torch.Generator().manual_seed(20)
@@ -118,11 +118,16 @@ def logits(model: Any, mask: Tensor, **inputs: Tensor) -> Tensor:
     return found
 
 
-def random_members(overlay: Any, count: int, seed: int = 0, size: float = 0.3) -> list[list[Tensor]]:
+def random_members(
+    overlay: Any, count: int, seed: int = 0, size: float = 0.3
+) -> list[list[Tensor]]:
     """Around the tunables as they are."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        [p.detach() + size * torch.randn(p.shape, generator=generator) for p in overlay.parameters()]
+        [
+            p.detach() + size * torch.randn(p.shape, generator=generator)
+            for p in overlay.parameters()
+        ]
         for _ in range(count)
     ]
 

@@ -8,6 +8,7 @@ import torch
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
+from zoobj.grid import ROOM
 from zoobj.models import load_model, prepare
 from zoobj.noise import derive
 from zoobj.overlay import Overlay
@@ -16,6 +17,8 @@ from zoobj.scoring import Sampling, Scorer
 from zoobj.sites import patterns
 from zoobj.task import SPLITS, Task
 from zoobj.walk import Walk
+
+_ROOM = 16.0  # for what an overlay adds: it begins at 0, in units of what is normal there
 
 
 def make_task(
@@ -141,10 +144,12 @@ def make_walk(args: ZOConfig, model: Any) -> Walk:
         args: the settings.
         model: from ``make_tuned``.
     """
+    beside = isinstance(model, Overlay)
     return Walk(
         model.named_parameters(),
         noise=args.noise,
-        tune=[] if isinstance(model, Overlay) else patterns(model, args.tune_layers),
+        tune=[] if beside else patterns(model, args.tune_layers),
+        room=_ROOM if beside else ROOM,
         density=args.density,
         mask_seed=derive(args.seed),
     )

@@ -8,6 +8,7 @@ compared with the overlay before it is written. ``overlay.safetensors`` is writt
 alone is there if nothing else will do, and ``load_overlay`` loads it.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -50,7 +51,9 @@ def _save_overlay(overlay: Overlay, folder: Path) -> None:
         if done:
             overlay.model.save_pretrained(folder)
             return
-    if (write := _ADAPTERS.get(overlay.kind)) is None:
+    write = _ADAPTERS.get(overlay.kind)
+    # peft puts prompts before those of models that generate, not before a masked model's.
+    if write is None or (overlay.kind == "prompt" and not overlay.model.can_generate()):
         return
     try:
         import peft  # noqa: F401
@@ -110,9 +113,10 @@ def _carrier(overlay: Overlay) -> str | None:
     """
     site = overlay.sites[0]
     width = next(iter(site.params.values())).shape[-1]
-    shift = site.unit * torch.sin(torch.arange(width, device=_device(site.module)) + 1.0)
-    shift = shift.to(overlay.model.dtype)
     plain = _output_of(overlay, site.module)
+    # As large as the largest activation, so that no tolerance can hide it.
+    shift = torch.sin(torch.arange(width, device=plain.device) + 1.0).to(plain.dtype)
+    shift = shift * plain.abs().max().clamp(min=1.0)
     for name, part in reversed(list(site.module.named_modules())):
         shape = linear_shape(part)
         bias = getattr(part, "bias", None)
@@ -161,20 +165,33 @@ def _open_biases(model: Any, mlp: str, undo: ExitStack) -> None:
 def _fold_scale(overlay: Overlay, undo: ExitStack) -> bool:
     for site in overlay.sites:
         (factor,) = _now(site)
-        x = torch.sin(torch.arange(len(factor), device=factor.device) + 1.0)[None]
-        x = x.to(site.module.weight.dtype)  # type: ignore[arg-type]
-        wanted = _alone(site.module, x) * factor
-        for rule in (_times, _gemma):  # some norms multiply by 1 + weight
-            with ExitStack() as attempt:
-                _set(site.module.weight, partial(rule, factor), attempt)
-                if isinstance(getattr(site.module, "bias", None), Tensor):
-                    _set(site.module.bias, partial(_times, factor), attempt)
-                if _same(wanted, _alone(site.module, x)):
-                    undo.push(attempt.pop_all())
-                    break
-        else:
+        if (rule := _rule(site.module)) is None:
             return False
+        _rescale(site.module, rule, factor, undo)
     return True
+
+
+def _rule(module: Any) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """How a norm's weight makes its output that many times as large: some multiply by 1 + weight.
+
+    Found by doubling it, in float32, so that neither rounding nor a small factor hides the answer.
+    """
+    twin = copy.deepcopy(module).float()
+    x = torch.sin(torch.arange(len(twin.weight), device=twin.weight.device) + 1.0)[None]
+    two = torch.full_like(twin.weight, 2.0)
+    wanted = 2 * _alone(twin, x)
+    for rule in (_times, _gemma):
+        with ExitStack() as attempt:
+            _rescale(twin, rule, two, attempt)
+            if _same(wanted, _alone(twin, x)):
+                return rule
+    return None
+
+
+def _rescale(module: Any, rule: Any, factor: Tensor, undo: ExitStack) -> None:
+    _set(module.weight, partial(rule, factor), undo)
+    if isinstance(getattr(module, "bias", None), Tensor):
+        _set(module.bias, partial(_times, factor), undo)
 
 
 def _times(factor: Tensor, weight: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from zoobj.errors import UserError
 
 _BITS = {torch.float32: 24, torch.bfloat16: 23, torch.float16: 23}
 _HEADROOM = 4.0  # weights may grow this much before sums stop being exact
-_SMALLEST_RANGE = 0.25
+ROOM = 0.25
 _STRETCH = 1 << 17  # weights handled at once; larger temporaries leave holes in the heap
 
 
@@ -117,13 +117,16 @@ class Grid:
             )
 
 
-def grids(params: Iterable[tuple[str, Tensor]], tune: Sequence[str] = ()) -> list[Grid]:
+def grids(
+    params: Iterable[tuple[str, Tensor]], tune: Sequence[str] = (), room: float = ROOM
+) -> list[Grid]:
     """Check the tensors and put them on their grids, in place.
 
     Args:
         params: (name, tensor) pairs. Those that don't require gradients are left alone; tensors
             that share their memory (tied) count once, under the first name.
         tune: patterns of names, as in ``*.mlp.*``; others are left alone. Empty: all.
+        room: a tensor whose largest weight is smaller gets a grid as if it were so large.
 
     Raises:
         UserError: nothing to tune, a pattern without a match, or a tensor that can't be walked.
@@ -143,7 +146,7 @@ def grids(params: Iterable[tuple[str, Tensor]], tune: Sequence[str] = ()) -> lis
     for name, times in Counter(name for name, _ in chosen).items():
         if times > 1:
             raise UserError(f"two parameters are called {name}: they would get the same noise")
-    return [_snap(name, param) for name, param in chosen]
+    return [_snap(name, param, room) for name, param in chosen]
 
 
 def moor(all_grids: Sequence[Grid], anchor: Mapping[str, Tensor]) -> None:
@@ -207,13 +210,13 @@ def _distinct(params: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     return [*places.values(), *empty]
 
 
-def _snap(name: str, param: Tensor) -> Grid:
+def _snap(name: str, param: Tensor, room: float) -> Grid:
     flat = param.data.view(-1)
     companion = None
     if param.dtype is not torch.float32:
         low, high = (torch.zeros_like(flat, dtype=torch.int8) for _ in range(2))
         companion = low, high
-    most = max(largest(flat), _SMALLEST_RANGE) * _HEADROOM
+    most = max(largest(flat), room) * _HEADROOM
     quantum = 2.0 ** (math.ceil(math.log2(most)) - _BITS[param.dtype])
     scale = torch.empty(2, dtype=torch.float32, device=flat.device)
     grid = Grid(name, param, flat, companion, quantum, scale, 0, 0, noise.stream_id(name))

@@ -116,10 +116,12 @@ def _load_overlay(
     folder: Path, dtype: str, device_map: str | None, trust_remote_code: bool
 ) -> tuple[Any, Any]:
     """The base that an overlay names, with the overlay, and its tokenizer."""
-    try:
-        base = read_facts(folder)["base"]
-    except Exception as error:  # safetensors has its own kinds
-        raise UserError(f"overlay {str(folder)!r} can't be read: {_first_line(error)}") from error
+    base: Any = read_facts(folder).get("base")
+    name = base.get("model_name_or_path") if isinstance(base, dict) else None
+    if not name or not isinstance(name, str):
+        raise UserError(
+            f"overlay {str(folder)!r} names no base: load that, and load_overlay(model, folder)"
+        )
     model, tokenizer = load_model(
         **base, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
     )

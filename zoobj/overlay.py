@@ -22,9 +22,11 @@ The tunables are ordinary parameters: whatever moves a model's weights (walk, lo
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,6 +44,8 @@ Member = list[Tensor]
 """The tunables of one candidate, in the order of ``named_parameters``."""
 
 FILE = "overlay.safetensors"
+_FORM = ("kind", "tune_layers", "rank", "tokens", "units")
+_IN_LIST = re.compile(r"\.\d+\..*\.\d+(\.|$)")  # a module of a list within a layer
 
 
 class Overlay:
@@ -145,9 +149,12 @@ class Overlay:
             site.module.register_forward_hook(partial(look, site), with_kwargs=True)
             for site in self.sites
         ]
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        if self.model.can_generate() and "position_ids" in signature(self.model.forward).parameters:
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)  # as generate() has them
         try:
             with self.aside():
-                self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+                self.model(**inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -174,32 +181,36 @@ class Overlay:
         """
         stacked = (torch.stack(column) for column in zip(*members, strict=True))
         where, dtype = torch.tensor(index), self.model.dtype
-        self._rows = []
+        rows: list[Values] = []
         for site in self.sites:
             values = site.values(*islice(stacked, len(site.params)))
             device = next(site.module.parameters()).device
-            self._rows.append(tuple(v.to(dtype)[where.to(v.device)].to(device) for v in values))
-        if source is not None and max(source) + 1 < len(source):
-            self._source, self._prompts = torch.tensor(source), max(source) + 1
+            rows.append(tuple(v.to(dtype)[where.to(v.device)].to(device) for v in values))
+        shared = source is not None and max(source) + 1 < len(source)
+        outer = self._rows, self._source, self._prompts
+        self._rows, self._source = rows, torch.tensor(source) if shared else None
+        self._prompts = max(source or [-1]) + 1
         try:
             yield
         finally:
-            self._rows = self._source = None
+            self._rows, self._source, self._prompts = outer
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Within the block the model is the base."""
-        outer, self._rows = self._rows, []
+        outer = self._rows, self._source
+        self._rows, self._source = [], None
         try:
             yield
         finally:
-            self._rows = outer
+            self._rows, self._source = outer
 
     def remove(self) -> None:
         """Take the hooks off; the model is the base again."""
         for handle in self._handles:
             handle.remove()
-        del self.model.zoobj_overlay
+        if overlay_of(self.model) is self:
+            del self.model.zoobj_overlay
 
     # Files ------------------------------------------------------------------------------------
 
@@ -239,9 +250,11 @@ class Overlay:
 
     def _in_rows(self, site: Site, tensor: Tensor, rows: int) -> Tensor:
         """With a row for each of the batch: some models flatten rows and tokens for a while."""
-        if len(tensor) == rows:
+        if tensor.dim() > 2 and len(tensor) == rows:
             return tensor
-        if tensor.dim() == 2 and self._shape[0] == rows and len(tensor) == math.prod(self._shape):
+        # An expert of a list is given some of the tokens, or all in an order of its own.
+        flat = tensor.dim() == 2 and not _IN_LIST.search(site.name)
+        if flat and self._shape[0] == rows and len(tensor) in (rows, math.prod(self._shape)):
             return tensor.view(rows, -1, tensor.shape[-1])
         raise UserError(
             f"--tune {site.kind}: {site.name} does not keep the rows of a batch apart (as experts "
@@ -265,7 +278,9 @@ class Overlay:
 
     def _first_split(self) -> int:
         """The first layer whose input differs between members."""
-        if self.kind == "prompt":
+        # Some models give layers a bias with a row for each head, of which none is a prompt's.
+        given = signature(layers(self.model)[0][1].forward).parameters
+        if self.kind == "prompt" or {"alibi", "position_bias"} & set(given):
             return 0
         names = [name for name, _ in layers(self.model)]
         first = min(
@@ -305,9 +320,18 @@ def overlay_of(model: Any) -> Overlay | None:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What ``overlay.safetensors`` says of itself: kind, units, base and so on."""
-    with safe_open(folder / FILE, framework="pt") as file:
-        facts: dict[str, Any] = json.loads(file.metadata()["overlay"])
+    """What ``overlay.safetensors`` says of itself: kind, units, base and so on.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        with safe_open(folder / FILE, framework="pt") as file:
+            facts: dict[str, Any] = json.loads(file.metadata()["overlay"])
+        if lacking := [key for key in _FORM if key not in facts]:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+    except Exception as error:  # safetensors has its own kinds
+        raise UserError(f"overlay {str(folder)!r} can't be read: {error}") from error
     return facts
 
 
@@ -315,11 +339,10 @@ def load_overlay(model: Any, folder: str | Path) -> Overlay:
     """Put a saved overlay on its base: the model gives what the tuned one gave.
 
     Raises:
-        UserError: the file is of another model.
+        UserError: the file is damaged, or of another model.
     """
     facts = read_facts(Path(folder))
-    form = {key: facts[key] for key in ("kind", "tune_layers", "rank", "tokens", "units")}
-    overlay = Overlay(model, **form)
+    overlay = Overlay(model, **{key: facts[key] for key in _FORM})
     saved = load_file(Path(folder) / FILE)
     mine = {name: param.shape for name, param in overlay.named_parameters()}
     if {name: tensor.shape for name, tensor in saved.items()} != mine:
@@ -328,6 +351,7 @@ def load_overlay(model: Any, folder: str | Path) -> Overlay:
     with torch.no_grad():
         for name, param in overlay.named_parameters():
             param.copy_(saved[name])
+    overlay.base = facts.get("base", overlay.base)
     return overlay
 
 

@@ -226,7 +226,7 @@ def patterns(model: nn.Module, spec: str | None) -> list[str]:
             span = slice(int(one), int(one) + 1) if one else slice(*_bounds(low, high))
             if not names[span]:
                 raise UserError(f"tune_layers {part!r}: the model has layers 0 to {len(names) - 1}")
-            found += [text for name in names[span] for text in (name, f"{name}.*")]
+            found += [f"{name}.*" for name in names[span]]
     return found
 
 
@@ -246,12 +246,19 @@ def find_sites(
     sites = [
         site
         for site in found
-        if not chosen or any(fnmatch.fnmatchcase(site.name, pattern) for pattern in chosen)
+        if not chosen or any(_matches(site.name, pattern) for pattern in chosen)
     ]
-    if not sites:
-        named = f"; such as {found[0].name}" if found else ""
-        raise UserError(f"--tune_layers {','.join(chosen)}: no module for {kind} there{named}")
+    for pattern in chosen or ("*",):
+        if not any(_matches(site.name, pattern) for site in sites):
+            named = f"; such as {found[0].name}" if found else ""
+            raise UserError(f"--tune_layers {pattern}: no module for {kind} there{named}")
     return sites
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a module has such a name, or all its parts have."""
+    whole = pattern.removesuffix(".*")
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, whole)
 
 
 def _candidates(model: nn.Module, kind: str, rank: int, tokens: Sequence[int]) -> Iterator[Site]:
@@ -263,6 +270,8 @@ def _candidates(model: nn.Module, kind: str, rank: int, tokens: Sequence[int]) -
         with torch.no_grad():
             device: Any = model.device
             width = embeddings(torch.zeros(1, 1, dtype=torch.long, device=device)).shape[-1]
+        if max(tokens, default=0) >= (known := len(embeddings.weight)):
+            raise UserError(f"--tune prompt: the model has no token {max(tokens)}, only {known}")
         yield Prompt(name, embeddings, width, tokens)
         return
     for layer_name, layer in layers(model):

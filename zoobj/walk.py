@@ -22,7 +22,7 @@ from torch import Tensor
 
 from zoobj import kernels
 from zoobj.errors import UserError
-from zoobj.grid import Grid, grids, moor
+from zoobj.grid import ROOM, Grid, grids, moor
 from zoobj.interrupts import deferred
 from zoobj.noise import LARGEST_NORMAL, ROUNDING
 from zoobj.noise import uniform as uniform_noise
@@ -50,6 +50,7 @@ class Walk:
             number seed % len(blocks).
         density: share of the weights that ever move, chosen once at random by ``mask_seed``.
         anchor: weights that decay pulls towards, by name, instead of 0.
+        room: weights that are all smaller than this may grow as if they were so large.
         grow: let weights grow beyond four times the largest at the start, by a coarser grid; moves
             made before that can no longer be taken back exactly. Otherwise an error.
         compile: with compiled kernels; True waits for them, None takes them when they are there
@@ -78,6 +79,7 @@ class Walk:
         density: float = 1.0,
         mask_seed: int = 0,
         anchor: Mapping[str, Tensor] | None = None,
+        room: float = ROOM,
         grow: bool = False,
         compile: bool | None = None,
     ):
@@ -86,7 +88,7 @@ class Walk:
         if noise not in get_args(Noise):
             raise UserError(f"noise {noise!r}: choose {', '.join(get_args(Noise))}")
         self.noise, self._grow = noise, grow
-        self._grids = grids(params, tune)
+        self._grids = grids(params, tune, room)
         self._members = _members(self._grids, blocks)
         if anchor is not None:
             moor(self._grids, anchor)

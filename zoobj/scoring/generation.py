@@ -108,7 +108,8 @@ def _prefilled(
     """
     if population is None or not population.shares or ids.shape[1] < 2:
         return None
-    run, source = once([tuple(row) for row in ids.tolist()])
+    # With the mask: a prompt may begin with the token that pads another.
+    run, source = once([tuple(row) for row in torch.cat([ids, mask], dim=1).tolist()])
     if len(run) == len(source):
         return None
     from transformers import DynamicCache
