@@ -8,6 +8,7 @@ import pytest
 
 from zoobj import estimators, objectives
 from zoobj.estimators import Estimator
+from zoobj.estimators.population import Population
 from zoobj.estimators.zo_sgd import ZOSGD
 from zoobj.objective import Batch, Objective, Score
 from zoobj.task import Row, Task
@@ -97,6 +98,26 @@ class TestSST2LogLikelihood(TaskContract):
 
 class TestZOSGD(EstimatorContract):
     make = ZOSGD
+
+
+class TestZOSGDSeveralDirections(EstimatorContract):
+    make = functools.partial(ZOSGD, directions=3)
+
+
+class TestPopulation(EstimatorContract):
+    make = functools.partial(Population, directions=4)
+
+
+class TestPopulationZScore(EstimatorContract):
+    make = functools.partial(Population, directions=4, shaping="zscore")
+
+
+class TestPopulationSign(EstimatorContract):
+    make = functools.partial(Population, directions=4, shaping="sign")
+
+
+class TestPopulationOfOnePair(EstimatorContract):
+    make = Population
 
 
 class TestZOSGDNotNormalized(EstimatorContract):

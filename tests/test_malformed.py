@@ -101,6 +101,8 @@ def settings() -> Iterator[Case]:
 
 # Everything else --------------------------------------------------------------------------------
 
+LAYERS = ("99", "4:", "3:2", "-1", "1.5", "zzz*")  # of a model of four
+
 COMMANDS = [
     Case([], ("verb",)),
     Case([""], ("verb ''",)),
@@ -125,6 +127,12 @@ COMMANDS = [
     told("train --per_device_train_batch_size 5000", "--per_device_train_batch_size 5000"),
     told("train --tune_layers zzz*"),
     told("train --tune_layers zzz* --output_dir run --overwrite_output_dir", "zzz*"),
+    told("train --tune stear", "'stear'"),
+    *(told(f"train --tune {kind} --tune_layers {x}") for kind in ("steer", "full") for x in LAYERS),
+    told("train --tune lora --tune_layers *.nope,0", "*.nope"),
+    told("train --tune steer --peft lora", "adapter"),
+    told("train --tune prompt --prompt_tuning_init_text --eps 0.1", "--prompt_tuning_init_text"),
+    Case([*TRAIN, "--tune", "prompt", "--prompt_tuning_init_text", ""], ("has no tokens",)),
     told("train --density 1e-12 --output_dir run --overwrite_output_dir", "density 1e-12"),
     told("train --on_error floor --objective loglikelihood", "--on_error floor"),
 ]
@@ -142,7 +150,7 @@ NAMES = [
     *(told(f"train --objective f1:average={x}", x) for x in ("nope", "2020-99-99")),
     *(told(f"train --objective {x}:f", x) for x in ("nope.py", "folder.py")),
     *(told(f"train --objective builtins:{x}", x) for x in ("max", "dict", "NotImplemented")),
-    *(told(f"train --task {x}") for x in ("squad:foo=1", "squad:num_fewshot=2", "nope.yaml")),
+    *(told(f"train --task {x}") for x in ("squad:foo=1", "squad:context=no", "nope.yaml")),
     *(told(f"train --task {x}") for x in ("os:getcwd", "yaml", "builtins:dict")),
     *(told(f"train --report_to {x}", "'nope'") for x in ("nope", "none,nope")),
     *(told(f"train --model_name_or_path {x}") for x in ("./nope", "nope/nope", "a/b/c", "a:b")),
@@ -160,6 +168,8 @@ PATHS = [
     told("train --resume_from_checkpoint run --output_dir other"),
     told("train --resume_from_checkpoint run --eps 0.1", "eps", "0.1"),
     told("train --resume_from_checkpoint run --tune_layers zzz*", "tune_layers"),
+    told("train --resume_from_checkpoint run --tune steer", "tune was 'full'"),
+    told("train --output_dir new --branch_from run@1 --tune steer", "tunes what its parent does"),
     Case([*TRAIN, "--resume_from_checkpoint", ""], ("--resume_from_checkpoint ''",)),
     Case([*TRAIN, "--branch_from", ""], ("log",)),
     *(told(f"train --output_dir new --branch_from {x}") for x in ("nope", "folder", "notes.txt")),

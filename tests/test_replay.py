@@ -41,6 +41,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "gaussian": {"noise": "gaussian"},
     "some weights": {"tune_layers": "*mlp*,*norm*", "density": 0.3},
     "bfloat16": {"dtype": "bfloat16"},
+    "steer": {"tune": "steer", "directions": 2},
+    "scale": {"tune": "scale", "tune_layers": "1:,*.0.*"},
+    "lora": {"tune": "lora", "lora_r": 2, "noise": "gaussian"},
+    "prompt": {"tune": "prompt", "num_virtual_tokens": 3},
 }
 
 
@@ -59,7 +63,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    overlay = folder / "overlay.safetensors"
+    return load_file(overlay if overlay.is_file() else folder / "model.safetensors")
 
 
 def same(folder: Path, other: Path) -> bool:

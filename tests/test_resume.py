@@ -18,6 +18,7 @@ METHODS = {
     "zo-sgd, plain": ["--normalize", "false", "--learning_rate", "1e-5"],
     "with state": ["--method", f"{killed.HERE / 'heavy_ball.py'}:HeavyBall"],
     "with checkpoints": ["--save_steps", "2", "--save_total_limit", "1"],
+    "steer, checkpoints": ["--tune", "steer", "--directions", "2", "--save_steps", "2"],
     "bfloat16, checkpoints": ["--dtype", "bfloat16", "--save_steps", "1"],
 }
 

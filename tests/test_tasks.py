@@ -119,6 +119,34 @@ def test_squads_title_stands_first() -> None:
     assert Squad(test_file=bare).examples("test")[0].prompt.startswith("Context: Passage 0")
 
 
+def test_squad_shows_the_sentences_that_hold_the_answer() -> None:
+    """Of each answer's passage the fewest whole sentences, wherever it stands."""
+    context = "It rained.  Ann, 3.5 m tall, left! Bo stayed? Then. He left"
+    cases = {
+        ("It rained", 0): "It rained.",
+        ("3.5 m", 17): "Ann, 3.5 m tall, left!",
+        ("left", 29): "Ann, 3.5 m tall, left!",
+        ("left", 55): "He left",
+        ("left! Bo", 29): "Ann, 3.5 m tall, left! Bo stayed?",
+        ("Then", -1): "Then.",
+        ("Bo", 3): "Bo stayed?",  # a wrong position: the answer's first place counts
+    }
+    rows = [
+        {"context": context, "question": "?", "answers": {"text": [text], "answer_start": [at]}}
+        for text, at in cases
+    ]
+    task = Squad(context="oracle_sentence", train_file=rows, test_file=rows)
+    assert [e.prompt for e in task.examples("test")] == [
+        f"Context: {shown}\nQuestion: ?\nAnswer:" for shown in cases.values()
+    ]
+    groups = {task.group(row) for row in rows}
+    assert groups == {context}  # the split is by passage as before
+    elsewhere = {"context": "No.", "question": "?", "answers": {"text": ["x"]}}
+    lost = Squad(context="oracle_sentence", train_file=[elsewhere], test_file=[elsewhere])
+    assert "does not hold the answer 'x'" in refused(lambda: lost.examples("test"))
+    assert "did you mean 'passage'" in refused(lambda: Squad(context="pasage"))
+
+
 def test_squad_is_cut_by_passage() -> None:
     task = Squad(train_file=flat(200))
     contexts = {split: {row["context"] for row in task.rows(split)} for split in SPLITS}

@@ -1,22 +1,26 @@
 """From settings to things: the task, the model, the scorer, the method that a ZOConfig names."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from zoobj.config import ZOConfig
+from zoobj.config import ZOConfig, with_defaults
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
+from zoobj.estimators.population import Population
 from zoobj.grid import ROOM
 from zoobj.models import load_model, prepare
 from zoobj.noise import derive
 from zoobj.overlay import Overlay
 from zoobj.registry import build, find
 from zoobj.scoring import Sampling, Scorer
-from zoobj.sites import patterns
+from zoobj.sites import layers, patterns
 from zoobj.task import SPLITS, Task
 from zoobj.walk import Walk
+
+logger = logging.getLogger(__name__)
 
 _ROOM = 16.0  # for what an overlay adds: it begins at 0, in units of what is normal there
 
@@ -67,6 +71,7 @@ def make_model(
             dtype=args.dtype,
             device_map=args.device_map,
             trust_remote_code=args.trust_remote_code,
+            packed=args.tune not in ("full", "auto") and args.peft is None,
         )
         tokenizer = tokenizer or loaded
     elif tokenizer is None:
@@ -98,6 +103,25 @@ def _with_adapter(args: ZOConfig, model: Any, config: Any) -> Any:
             return get_peft_model(model, config)
         except ValueError as error:  # modules that the model lacks
             raise UserError(f"the adapter does not fit the model: {error}") from error
+
+
+def chosen(args: ZOConfig, model: Any) -> ZOConfig:
+    """The settings with ``tune`` and what depends on it; "auto" is decided, and the log says why.
+
+    Few numbers are learned sooner from few scores than many (docs/tuning.md has the table).
+    """
+    if args.tune != "auto":
+        return with_defaults(args)
+    try:
+        count = len(layers(model))
+        kind, why = "steer", "of what a few thousand scores can teach, a vector after each of the "
+        why += f"model's {count} layers is the most"
+    except UserError as error:
+        kind, why = "full", str(error)
+    if hasattr(model, "peft_config"):
+        kind, why = "full", "the model has an adapter, which is tuned alone"
+    logger.info("--tune auto: %s (%s)", kind, why)
+    return with_defaults(args.model_copy(update={"tune": kind}))
 
 
 def make_tuned(
@@ -168,10 +192,13 @@ def method_class(name: str) -> type[Estimator]:
 
 def make_method(args: ZOConfig) -> Estimator:
     """The method with the settings' seed, eps and learning rate."""
-    return method_class(args.method)(
+    kind = method_class(args.method)
+    more = {"shaping": args.shaping} if issubclass(kind, Population) else {}
+    return kind(
         seed=args.seed,
         eps=args.eps,
         learning_rate=args.learning_rate,
         directions=args.directions,
         normalize=args.normalize,
+        **more,
     )

@@ -27,7 +27,9 @@ class ZOConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     model_name_or_path: str = Field(TINY_QA, description="embedded model, folder or hub id")
-    gguf_file: str | None = Field(None, description="GGUF file in that folder; dequantised")
+    gguf_file: str | None = Field(
+        None, description="GGUF file in that folder; dequantised to tune all weights"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the weights; auto: the checkpoint's own"
     )
@@ -96,6 +98,9 @@ class ZOConfig(BaseModel):
         "\n", description="text whose tokens, over and over, they begin as"
     )
     density: float = Field(1.0, gt=0, le=1, description="share of the weights that move at all")
+    shaping: Literal["rank", "zscore", "sign"] = Field(
+        "rank", description="of the values of a step, by --method population"
+    )
     normalize: bool = Field(True, description="divide differences by their running size")
     per_device_train_batch_size: int = Field(
         64, ge=1, description="examples scored at each offset; with an overlay 16"

@@ -27,18 +27,20 @@ def load_model(
     dtype: str = "auto",
     device_map: str | None = None,
     trust_remote_code: bool = False,
+    packed: bool = False,
 ) -> tuple[Any, Any]:
     """A causal language model in evaluation mode, and its tokenizer padding on the left.
 
     Args:
         model_name_or_path: an embedded model (``tiny-qa``), a folder, or a hub id. A folder with an
             adapter of peft gives its base with the adapter on it, which alone is trainable.
-        gguf_file: name of a GGUF file in that folder or repository; its weights are dequantised,
-            since packed ones can't be perturbed.
+        gguf_file: name of a GGUF file in that folder or repository.
         dtype: "auto" takes the checkpoint's own.
         device_map: left to transformers (needs accelerate); without it the model goes to the
             first GPU where there is one, else stays on the CPU.
         trust_remote_code: as in transformers.
+        packed: leave the weights of a GGUF file as small as they are, where transformers can; such
+            weights can't be written, but an overlay needs no more.
 
     Raises:
         UserError: no such model, or one that can't be loaded, with the remedy.
@@ -65,7 +67,7 @@ def load_model(
             device_map=device_map,
             output_loading_info=True,
             **options,
-            **_dequantised(gguf_file),
+            **({} if packed else _dequantised(gguf_file)),
         )
     except Exception as error:  # transformers, safetensors and gguf each have their own kinds
         raise UserError(
@@ -123,7 +125,11 @@ def _load_overlay(
             f"overlay {str(folder)!r} names no base: load that, and load_overlay(model, folder)"
         )
     model, tokenizer = load_model(
-        **base, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
+        **base,
+        dtype=dtype,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        packed=True,
     )
     load_overlay(model, folder)
     return model, tokenizer

@@ -187,6 +187,17 @@ class RunningScale:
         return difference / math.sqrt(self.square / self.weight)
 
 
+def average_ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Ranks from 0; equal values share the mean of theirs, so that a tie is no order.
+
+    >>> average_ranks([0.5, 0.1, 0.5])
+    array([1.5, 0. , 1.5])
+    """
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return ((last - count + last - 1) / 2)[place]
+
+
 def paired_bootstrap(
     objective: Objective, before: Outcome, after: Outcome, seed: int = 0
 ) -> tuple[float, float]:

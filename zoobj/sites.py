@@ -201,8 +201,8 @@ def layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
     if not found:
         raise UserError(
-            f"the layers of {type(model).__name__} can't be found (a ModuleList of "
-            f"{count} modules): use --tune full"
+            f"the layers of {type(model).__name__} can't be found (a ModuleList of {count} "
+            "modules): use --tune full"
         )
     name, modules = max(found, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
     return [(f"{name}.{number}", layer) for number, layer in enumerate(modules)]

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from zoobj import checkpoint, hub, noise
-from zoobj.assemble import make_method, make_model, make_scorer, make_task, make_tuned
+from zoobj.assemble import chosen, make_method, make_model, make_scorer, make_task, make_tuned
 from zoobj.callbacks import Callbacks, step_logs
 from zoobj.card import model_card
-from zoobj.config import ZOConfig, with_defaults
+from zoobj.config import ZOConfig
 from zoobj.data import load_splits, minibatch
 from zoobj.environment import checksum, peak_memory
 from zoobj.errors import UserError
@@ -89,7 +89,7 @@ class ZOTrainer:
         if given is not None:
             self.args.model_name_or_path = given.config.name_or_path or type(given).__name__
         self.model, self.tokenizer = make_model(self.args, given, processing_class, peft_config)
-        self.args = with_defaults(self.args)
+        self.args = chosen(self.args, self.model)
         self.tuned = make_tuned(self.args, self.model, self.tokenizer)
         self.scorer = make_scorer(self.args, self.model, self.tokenizer, self.task)
         self.scorer.between = self._scored

@@ -3,6 +3,7 @@
 from zoobj.estimators.base import Estimator
 
 CATALOGUE = {
+    "population": "zoobj.estimators.population:Population",
     "zo-sgd": "zoobj.estimators.zo_sgd:ZOSGD",
 }
 
