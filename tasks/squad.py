@@ -19,8 +19,8 @@ class Squad(Task):
     ...\nAnswer:``, the title where there is one.
 
     Args:
-        context: "passage", or "oracle_sentence" to show only the sentences that hold the answer: an
-            easier and much shorter task, for models and machines that are small.
+        context: "passage", or "oracle_sentence": only the sentences that hold the answer, and no
+            title, an easier and much shorter task, for models and machines that are small.
         settings: of every Task.
     """
 
@@ -39,7 +39,8 @@ class Squad(Task):
         self.shown = _CONTEXTS[context]
 
     def prompt(self, row: Row) -> str:
-        title = f"Title: {row['title']}\n" if row.get("title") else ""
+        titled = row.get("title") and self.shown is whole_passage
+        title = f"Title: {row['title']}\n" if titled else ""
         return f"{title}{question({**row, 'context': self.shown(row)})}"
 
     def reference(self, row: Row) -> list[str]:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoobj.errors import UserError, closest, did_you_mean
-from zoobj.overlay import FILE, load_overlay, read_facts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TINY_QA = "tiny-qa"
 EMBEDDED = {TINY_QA: Path(__file__).parent / "assets" / "tiny_qa"}
-_ADAPTER = "adapter_config.json"  # of peft
+_ADAPTER, _OVERLAY = "adapter_config.json", "overlay.safetensors"  # of peft, and zoobj's own
+_MARKS = ("config.json", _ADAPTER, _OVERLAY)  # of a folder with something to load
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 logger = logging.getLogger(__name__)
@@ -50,10 +50,10 @@ def load_model(
     source = _locate(model_name_or_path, gguf_file)
     if gguf_file is not None and find_spec("gguf") is None:
         raise UserError("--gguf_file needs the package gguf: pip install 'zoobj[gguf]'")
-    folder = Path(source)
-    if gguf_file is None and not (folder / "config.json").is_file() and (folder / FILE).is_file():
-        return _load_overlay(folder, dtype, device_map, trust_remote_code)
-    if gguf_file is None and (Path(source) / _ADAPTER).is_file():
+    has = {name for name in _MARKS if gguf_file is None and (Path(source) / name).is_file()}
+    if _OVERLAY in has and "config.json" not in has:  # with it the overlay is in the weights
+        return _load_overlay(Path(source), dtype, device_map, trust_remote_code)
+    if _ADAPTER in has:
         return _load_adapter(source, dtype, device_map, trust_remote_code)
     torch_dtype = _dtype(dtype)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -118,6 +118,8 @@ def _load_overlay(
     folder: Path, dtype: str, device_map: str | None, trust_remote_code: bool
 ) -> tuple[Any, Any]:
     """The base that an overlay names, with the overlay, and its tokenizer."""
+    from zoobj.overlay import load_overlay, read_facts
+
     base: Any = read_facts(folder).get("base")
     name = base.get("model_name_or_path") if isinstance(base, dict) else None
     if not name or not isinstance(name, str):
@@ -232,7 +234,7 @@ def _locate(name: str, gguf_file: str | None) -> str:
 
 
 def _checked_folder(path: Path, gguf_file: str | None) -> str:
-    if gguf_file is None and not any((path / f).is_file() for f in ("config.json", _ADAPTER, FILE)):
+    if gguf_file is None and not any((path / name).is_file() for name in _MARKS):
         ggufs = sorted(file.name for file in path.glob("*.gguf"))
         remedy = f"add --gguf_file {ggufs[0]}" if ggufs else "give a folder with a saved model"
         raise UserError(f"model {str(path)!r}: no config.json in this folder; {remedy}")

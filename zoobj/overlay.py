@@ -86,7 +86,8 @@ class Overlay:
         self._form = {"kind": kind, "tune_layers": tune_layers, "rank": rank}
         self.sites = find_sites(model, kind, patterns(model, tune_layers), rank, tokens)
         self.tokens = [token for site in self.sites for token in getattr(site, "tokens", ())]
-        self._rows: list[Values] | None = None
+        self._rows: list[Values] | None = None  # what each site adds, and to how many rows
+        self._count = 1
         self._source: Tensor | None = None  # the prompt of each row, and how many prompts
         self._prompts = 0
         self._shape = (0, 0)  # rows and tokens of the layer under way
@@ -181,19 +182,23 @@ class Overlay:
         """
         stacked = (torch.stack(column) for column in zip(*members, strict=True))
         where, dtype = torch.tensor(index), self.model.dtype
+        if not all(0 <= number < len(members) for number in index):
+            raise IndexError(f"index {index}: there are {len(members)} members")
         rows: list[Values] = []
         for site in self.sites:
             values = site.values(*islice(stacked, len(site.params)))
             device = next(site.module.parameters()).device
-            rows.append(tuple(v.to(dtype)[where.to(v.device)].to(device) for v in values))
+            values = tuple(value.to(device, dtype) for value in values)
+            rows.append(site.spread(values, where.to(device)))
         shared = source is not None and max(source) + 1 < len(source)
-        outer = self._rows, self._source, self._prompts
-        self._rows, self._source = rows, torch.tensor(source) if shared else None
+        outer = self._rows, self._count, self._source, self._prompts
+        self._rows, self._count = rows, len(index)
+        self._source = torch.tensor(source) if shared else None
         self._prompts = max(source or [-1]) + 1
         try:
             yield
         finally:
-            self._rows, self._source, self._prompts = outer
+            self._rows, self._count, self._source, self._prompts = outer
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -239,7 +244,7 @@ class Overlay:
             if values is None:
                 return None
             inputs, y = _first(args or (*kwargs.values(),)), self._apart(_first(output))
-            shape, rows = y.shape, len(values[0])
+            shape, rows = y.shape, self._count if self._rows else 1
             if rows > 1:
                 y = self._in_rows(site, y, rows)
                 inputs = self._in_rows(site, inputs, rows) if site.reads else inputs

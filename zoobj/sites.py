@@ -16,6 +16,7 @@ from zoobj.noise import noise
 Values = tuple[Tensor, ...]
 """What a site adds for each of several members: tensors [members, ...]."""
 
+_COLUMNS = 64  # of low-rank factors of all members, that every row is multiplied with
 _SLICE = re.compile(r"(\d*):(\d*)|(\d+)")
 
 
@@ -52,9 +53,16 @@ class Site(ABC):
     def values(self, *params: Tensor) -> Values:
         """From stacked params, each [members, ...], to what ``change`` takes, on any device."""
 
+    def spread(self, values: Values, who: Tensor) -> Values:
+        """What ``change`` takes where each row is under a member, ``who`` [rows]."""
+        return tuple(value[who] for value in values)
+
     @abstractmethod
     def change(self, inputs: Tensor, output: Tensor, values: Values) -> Tensor:
-        """The output [rows, ..., width] under values of as many rows, or of one for all."""
+        """The output [rows, ..., width] under values that were spread, or of one member for all.
+
+        It may be written in place: no module here gives back what it was given.
+        """
 
 
 class Steer(Site):
@@ -73,7 +81,7 @@ class Steer(Site):
         return (params[0] * self.unit,)
 
     def change(self, inputs: Tensor, output: Tensor, values: Values) -> Tensor:
-        return output + _between(values[0], output)
+        return _in_place(output).add_(_between(values[0], output))
 
 
 class Scale(Site):
@@ -89,7 +97,7 @@ class Scale(Site):
         return (1 + params[0],)
 
     def change(self, inputs: Tensor, output: Tensor, values: Values) -> Tensor:
-        return output * _between(values[0], output)
+        return _in_place(output).mul_(_between(values[0], output))
 
 
 class LoRA(Site):
@@ -117,11 +125,32 @@ class LoRA(Site):
         a, b = params
         return a.mT * self.shrink, b.mT * (self.unit / math.sqrt(self.rank))
 
+    def spread(self, values: Values, who: Tensor) -> Values:
+        """Few columns in all: as one matrix, with which columns are whose. Else one a row."""
+        a, b = values
+        members, inputs, rank = a.shape
+        if members * rank > _COLUMNS:
+            return super().spread(values, who)
+        mine = (who[:, None] == torch.arange(members, device=who.device)).to(a.dtype)
+        mine = mine.repeat_interleave(rank, dim=1)[:, None]
+        told = a.mT.reshape(-1, inputs).contiguous(), b.reshape(-1, b.shape[-1]), mine
+        return (*told, who[:members]) if rank == 1 and _in_turn(who, members) else told
+
     def change(self, inputs: Tensor, output: Tensor, values: Values) -> Tensor:
-        a, b = values  # [rows or 1, inputs, rank], [rows or 1, rank, outputs]
-        if len(a) == 1:
-            return output + (inputs @ a[0]) @ b[0]
-        return torch.baddbmm(output, torch.bmm(inputs, a), b)
+        a, b, *mine = values
+        if not mine and len(a) > 1:  # [rows, inputs, rank] and [rows, rank, outputs]
+            return torch.baddbmm(output, torch.bmm(inputs, a), b)
+        y = _in_place(output)
+        if len(mine) == 2 and inputs.shape[1] == 1:  # one token: no matrices, but products
+            x = inputs.view(-1, *a.shape)
+            inner = (x * a).sum(-1, keepdim=True)
+            return y.view(-1, *b.shape).addcmul_(inner, b).view_as(y)
+        if mine:
+            inner = nn.functional.linear(inputs, a) * mine[0]
+        else:
+            inner, b = inputs @ a[0], b[0]
+        flat = y.view(-1, y.shape[-1])
+        return flat.addmm_(inner.reshape(len(flat), -1), b).view_as(y)
 
 
 class Prompt(Site):
@@ -167,6 +196,17 @@ class Prompt(Site):
 
 
 KINDS: dict[str, type[Site]] = {kind.kind: kind for kind in (Steer, Scale, LoRA, Prompt)}
+
+
+def _in_turn(who: Tensor, members: int) -> bool:
+    """Whether rows are of the members 0, 1, ... over and over."""
+    numbers = torch.arange(members, device=who.device).repeat(-(-len(who) // members))
+    return len(who) % members == 0 and bool((who == numbers[: len(who)]).all())
+
+
+def _in_place(output: Tensor) -> Tensor:
+    """What may be overwritten: the output, but for a backward pass a copy."""
+    return output.clone() if torch.is_grad_enabled() else output
 
 
 def _between(values: Tensor, output: Tensor) -> Tensor:
