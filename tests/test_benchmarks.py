@@ -29,3 +29,42 @@ def test_step_prints_all_rows_and_writes_them(tmp_path: Path) -> None:
         peak > told["weights_mib"] for peaks in told["memory_mib"].values() for peak in peaks
     )
     assert len(told["ratios"]) == 5 and all(ratio > 0 for ratio in told["ratios"].values())
+
+
+@pytest.mark.slow
+def test_population_prints_its_tables(tmp_path: Path) -> None:
+    out = tmp_path / "population.json"
+    script = str(ROOT / "benchmarks" / "population.py")
+    command = [sys.executable, script, "--smoke", "--kinds", "steer,prompt", "--json", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert run.returncode == 0, run.stderr
+    told = json.loads(out.read_text())
+    for kind in ("steer", "prompt"):
+        assert kind in run.stdout
+        assert told[f"memory {kind}"]["A"] > 0
+        for count in (1, 2):
+            figures = told[f"{kind} {count}"]
+            for part in ("prefill", "decode"):
+                assert figures[f"A {part}"] > 0
+                assert figures[f"B {part}"] > 0
+                assert figures[f"ratio {part}"] > 0
+
+
+@pytest.mark.slow
+def test_against_grpo_measures_both(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    script, out = str(ROOT / "benchmarks" / "against_grpo.py"), tmp_path / "out"
+    command = [sys.executable, script, "--seconds", "4", "--marks", "2", "--seeds", "1"]
+    command += ["--grpo_rates", "1e-4", "--max_test_samples", "8", "--output_dir", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert (out / "against_grpo.png").stat().st_size > 1000
+    base = json.loads((out / "inference.json").read_text())["final"]
+    for name in ("zoobj-1", "grpo-1-1em4"):
+        told = json.loads((out / f"{name}.json").read_text())
+        assert told["curve"][0][1] == pytest.approx(base)  # both begin at the same model
+        assert len(told["curve"]) >= 2
+        assert told["peak"] > 0
+        assert f"{told['final']:.4f}" in run.stdout

@@ -12,7 +12,7 @@ tags: [zoobj, zeroth-order]
 
 # {base} tuned on {objective}
 
-Tuned by zoobj with `{method}` directly on the {objective} of
+Tuned by zoobj ({what}, method `{method}`) directly on the {objective} of
 task `{task}`: no gradients, {evals} scored training examples in {steps} steps.
 
 | {objective} on {n} {split} examples | |
@@ -46,6 +46,14 @@ The weights from the log alone, without a single evaluation (the base has checks
     zoobj replay --model_name_or_path {base} --log log.jsonl --until {best_step} --output model
 """
 
+_WHAT = {
+    "full": "all trainable weights",
+    "steer": "a vector after each layer",
+    "scale": "a factor on each norm",
+    "lora": "low-rank products beside linear layers",
+    "prompt": "virtual tokens before the prompt",
+}
+
 
 def model_card(args: ZOConfig, result: Result, run: RunFolder) -> str:
     """Markdown with the front matter of the Hugging Face hub."""
@@ -59,6 +67,7 @@ def model_card(args: ZOConfig, result: Result, run: RunFolder) -> str:
         base=args.model_name_or_path,
         checksum=run.this["base_checksum"],
         task=args.task,
+        what=_WHAT[args.tune],
         low=result.ci95[0],
         high=result.ci95[1],
         curve=curve,

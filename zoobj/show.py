@@ -46,9 +46,10 @@ def _summary(path: str, steps: Sequence[Line]) -> list[str]:
     ]
     for start, run in runs:
         told = run["settings"]
+        part = "" if told["tune"] == "full" else f" by --tune {told['tune']}"
         origin = f", branched off {run['parent']['run']}" if run["parent"] else ""
         lines.append(
-            f"from step {start}: {run['base']} ({run['base_checksum']}), {told['method']} on "
+            f"from step {start}: {run['base']} ({run['base_checksum']}), {told['method']}{part} on "
             f"{told['objective']} of {told['task']}, seed {told['seed']}{origin}"
         )
     ties = sum(line["tie"] for line in steps) / len(steps)

@@ -1,7 +1,7 @@
 """The weights of a run at any of its steps: moves made and taken back, checkpoints, resume."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,18 @@ from zoobj.config import ZOConfig
 from zoobj.environment import checksum
 from zoobj.interrupts import deferred
 from zoobj.log import Line
+from zoobj.objective import Batch
+from zoobj.overlay import Overlay
 from zoobj.replay import verify, walk_after
 from zoobj.run import RunFolder
-from zoobj.walk import Move, Walk
+from zoobj.scoring import Scorer
+from zoobj.scoring.batching import left_pad
+from zoobj.task import Example
+from zoobj.walk import Move, Offset, Walk
 
 logger = logging.getLogger(__name__)
+
+_CALIBRATION = 32  # prompts that the units of an overlay are measured on
 
 
 class Track:
@@ -42,6 +49,43 @@ class Track:
         """Put the base where a run begins: at itself, or after the steps of its parent."""
         self.walk = walk_after(self.tuned, steps, args)
         self.at = len(steps)
+
+    def set_units(self, earlier: Line | None, scorer: Scorer, examples: Sequence[Example]) -> None:
+        """Give an overlay its units: those of an earlier run, or measured on prompts."""
+        if not isinstance(self.tuned, Overlay):
+            return
+        if earlier is not None:
+            self.tuned.set_units(earlier["units"])
+            return
+        prompts = [scorer.encode(example.prompt) for example in examples[:_CALIBRATION]]
+        device = self.tuned.model.device
+        self.tuned.measure(*left_pad(prompts, self.tokenizer.pad_token_id, device))
+
+    def scored(
+        self,
+        offsets: Sequence[Offset],
+        scorer: Scorer,
+        examples: Sequence[Example],
+        needs: Collection[str],
+        seed: int,
+    ) -> Iterator[Batch]:
+        """The examples as scored at each offset: in the weights one after another, or all at once.
+
+        Args:
+            offsets: from where the weights stand.
+            scorer, examples, needs, seed: see ``Scorer``.
+        """
+        if not isinstance(self.tuned, Overlay):
+            for offset in offsets:
+                self.walk.goto(offset)
+                yield scorer(examples, needs, seed)
+        elif offsets:
+            members = []
+            for offset in offsets:
+                self.walk.goto(offset)
+                members.append(self.tuned.snapshot())
+            self.walk.goto({})
+            yield from scorer.population(members, examples, needs, seed)
 
     @contextmanager
     def advance(self, move: Move) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -22,12 +22,11 @@ from zoobj.files import StorageError, jsonable
 from zoobj.identity import Parent, check_base, check_overlay, identity
 from zoobj.interrupts import Interrupted, Interrupts
 from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
-from zoobj.objective import Batch, as_objective
+from zoobj.objective import as_objective
 from zoobj.overlay import Overlay
 from zoobj.report import write_report
 from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
-from zoobj.scoring.batching import left_pad
 from zoobj.signal import OnError, Outcome, Pair, compare, floor, judge, loss
 from zoobj.stopping import ENDLESS, budget, stop_reason
 from zoobj.task import Example, Task
@@ -37,7 +36,6 @@ from zoobj.walk import Offset
 logger = logging.getLogger(__name__)
 
 _PREFLIGHT = 4  # examples scored before anything is paid for
-_CALIBRATION = 32  # prompts that the units of an overlay are measured on
 _HOPELESS = 10  # steps in a row in which nothing could be scored
 
 
@@ -127,7 +125,7 @@ class ZOTrainer:
         branch = (args or ZOConfig()).model_copy(update={"branch_from": f"{log}{step}"})
         trainer = cls(args=branch, **more)
         trainer._parent()  # whose base it has to be
-        trainer._measure()
+        trainer.track.set_units(inherited_overlay(trainer.args), trainer.scorer, [])
         trainer.track.begin(inherited(trainer.args), trainer.args)
         return trainer
 
@@ -154,7 +152,7 @@ class ZOTrainer:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
         self.method = make_method(self.args)
-        self._measure()
+        self.track.set_units(inherited_overlay(self.args), self.scorer, self.data["train"])
         if hasattr(self, "run"):  # an earlier call's: back to where it began
             self.track.to(self.run.start, self.run)
         parent = self._parent()
@@ -312,30 +310,14 @@ class ZOTrainer:
         keys = [f"{self.run.key(step)}/{number}" for number in range(len(offsets))]
         outcomes = [self.run.pending.get(key, examples) for key in keys]
         missing = [number for number, outcome in enumerate(outcomes) if outcome is None]
-        batches = self._batches([offsets[number] for number in missing], examples, step)
+        seed = noise.derive(self.args.seed, step)
+        asked = [offsets[number] for number in missing]
+        batches = self.track.scored(asked, self.scorer, examples, self.objective.needs, seed)
         for number, batch in zip(missing, batches, strict=True):
             outcome = judge(self.objective, batch, self.args.on_error)
             self.run.pending.put(keys[number], outcome)
             outcomes[number] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
-
-    def _batches(
-        self, offsets: Sequence[Offset], examples: Sequence[Example], step: int
-    ) -> Iterator[Batch]:
-        """The examples as scored at each offset: in the weights in turn, or all at once."""
-        walk, needs = self.track.walk, self.objective.needs
-        seed = noise.derive(self.args.seed, step)
-        if not isinstance(self.tuned, Overlay):
-            for offset in offsets:
-                walk.goto(offset)
-                yield self.scorer(examples, needs, seed)
-        elif offsets:
-            members = []
-            for offset in offsets:
-                walk.goto(offset)
-                members.append(self.tuned.snapshot())
-            walk.goto({})
-            yield from self.scorer.population(members, examples, needs, seed)
 
     def _report(self, pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> None:
         """Tell the callbacks; stop where the objective fails again and again."""
@@ -487,21 +469,6 @@ class ZOTrainer:
         )
 
     # Small parts ------------------------------------------------------------------------------
-
-    def _measure(self) -> None:
-        """Set the units of an overlay: as they were in an earlier run, or from training prompts."""
-        if not isinstance(self.tuned, Overlay):
-            return
-        if (earlier := inherited_overlay(self.args)) is not None:
-            self.tuned.set_units(earlier["units"])
-            return
-        some = self.data["train"][:_CALIBRATION]
-        ids, mask = left_pad(
-            [self.scorer.encode(e.prompt) for e in some],
-            self.tokenizer.pad_token_id,
-            self.model.device,
-        )
-        self.tuned.measure(ids, mask)
 
     def _preflight(self) -> None:
         """A few examples through the whole chain: a broken reward shows before any training."""
