@@ -91,7 +91,7 @@ def oracle_sentence(row: Row) -> str:
     borders = [0, *(match.end() for match in re.finditer(r"[.!?]\s+", context)), len(context)]
     first = max(border for border in borders if border <= start)
     last = min(border for border in borders if border >= start + len(answer))
-    return str(context[first:last])
+    return str(context[first:last]).strip()
 
 
 _CONTEXTS = {"passage": whole_passage, "oracle_sentence": oracle_sentence}

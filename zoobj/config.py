@@ -12,10 +12,10 @@ from zoobj.models import TINY_QA
 
 # Defaults where not all weights are tuned; docs/tuning.md has the experiments.
 _WITH_OVERLAY: dict[str, dict[str, Any]] = {
-    "steer": {"eps": 0.05, "learning_rate": 6e-3},
-    "scale": {"eps": 0.05, "learning_rate": 6e-3},
-    "lora": {"eps": 0.05, "learning_rate": 6e-3, "lora_r": 1},
-    "prompt": {"eps": 0.05, "learning_rate": 6e-3},
+    "steer": {"eps": 0.05, "learning_rate": 0.012},
+    "scale": {"eps": 0.05, "learning_rate": 0.02},
+    "lora": {"eps": 0.05, "learning_rate": 0.02, "lora_r": 1},
+    "prompt": {"eps": 0.05, "learning_rate": 0.02},
 }
 for _usual in _WITH_OVERLAY.values():
     _usual |= {"directions": 4, "per_device_train_batch_size": 16}
