@@ -303,8 +303,8 @@ class Overlay:
 
     def _enter(self, number: int, layer: nn.Module, args: Any, kwargs: Any) -> Any:
         """What a layer is given, with one row for each member from the first split on."""
-        states = self._apart(_first(args or (kwargs["hidden_states"],)))
-        self._shape = (states.shape[0], states.shape[1])
+        states = _first(args or (kwargs["hidden_states"],))
+        self._shape = (self._count if self._rows else len(states), states.shape[1])
         if self._source is None or number < self._split_at:
             return None
 
