@@ -33,9 +33,8 @@ class Squad(Task):
     def __init__(self, context: str = "passage", **settings: Any):
         super().__init__(**settings)
         if context not in _CONTEXTS:
-            raise UserError(
-                f"task {self.name}: unknown context {context!r}{did_you_mean(context, _CONTEXTS)}"
-            )
+            hint = did_you_mean(str(context), _CONTEXTS)
+            raise UserError(f"task {self.name}: unknown context {context!r}{hint}")
         self.shown = _CONTEXTS[context]
 
     def prompt(self, row: Row) -> str:

@@ -106,7 +106,25 @@ def call(make: Callable[..., Any], what: str, /, *args: Any, **kwargs: Any) -> A
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise UserError(f"{what}: {error}; it takes {make.__name__}{signature}") from None
+    known = _passed_on(make)
+    for name in kwargs:
+        if known is not None and name not in known:
+            raise UserError(f"{what}: it takes no {name!r}{did_you_mean(name, sorted(known))}")
     return make(*args, **kwargs)
+
+
+def _passed_on(make: Any) -> set[str] | None:
+    """Names of arguments of a class that hands what it doesn't know to its base; None: any name."""
+    names: set[str] = set()
+    for kind in inspect.getmro(make) if inspect.isclass(make) else ():
+        if "__init__" not in vars(kind) or kind is object:
+            continue
+        parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        names |= {p.name for p in parameters if p.kind in named and p.name != "self"}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return names
+    return None
 
 
 def import_file(path: str | Path) -> ModuleType:
