@@ -197,7 +197,7 @@ def test_defaults_depend_on_what_is_tuned() -> None:
     assert "eps" not in steer.model_fields_set
 
 
-def test_auto_chooses_and_says_why(tmp_path: Path, caplog: Any, model: Any, tokenizer: Any) -> None:
+def test_auto_chooses_and_says_why(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("INFO", "zoobj")
     trainer = ZOTrainer(args=ZOConfig(output_dir=str(tmp_path / "run"), tune="auto"))
     assert isinstance(trainer.tuned, Overlay) and trainer.args.tune == "steer"
@@ -219,14 +219,13 @@ def test_seconds_alone_are_a_budget(tmp_path: Path) -> None:
     assert rates[-1] < rates[0]
 
 
-@pytest.mark.parametrize("task", ["sst2"])
-def test_choices(tmp_path: Path, task: str) -> None:
+def test_choices(tmp_path: Path) -> None:
     rows = [
         {"sentence": f"it was {word} {i}", "label": int(word == "fine")}
         for i in range(20)
         for word in ("fine", "bad")
     ]
-    args = small(tmp_path / "run", task=task, objective="accuracy", max_new_tokens=None)
+    args = small(tmp_path / "run", task="sst2", objective="accuracy", max_new_tokens=None)
     seen: list[Outcome] = []
 
     class Look:

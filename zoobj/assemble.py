@@ -93,7 +93,7 @@ def _with_adapter(args: ZOConfig, model: Any, config: Any) -> Any:
         modules = args.lora_target_modules
         config = LoraConfig(
             task_type="CAUSAL_LM",
-            r=args.lora_r or 8,
+            r=args.lora_r,
             lora_alpha=args.lora_alpha,
             target_modules=modules if modules == "all-linear" else modules.split(","),
         )
@@ -143,10 +143,8 @@ def make_tuned(
         raise UserError(
             f"--tune {args.tune}: the model has an adapter: merge it first, or --tune full"
         )
-    tokens = []
-    if args.tune == "prompt":
-        tokens = _virtual_tokens(args, tokenizer)
-    overlay = Overlay(model, args.tune, args.tune_layers, rank=args.lora_r or 1, tokens=tokens)
+    tokens = _virtual_tokens(args, tokenizer) if args.tune == "prompt" else []
+    overlay = Overlay(model, args.tune, args.tune_layers, rank=args.lora_r, tokens=tokens)
     if facts is not None:
         overlay.set_units(facts["units"])
     overlay.base = args.model_dump(include={"model_name_or_path", "gguf_file"})

@@ -23,12 +23,8 @@ from zoobj.identity import check_base
 from zoobj.log import FORMAT, Line, Log
 from zoobj.walk import Walk
 
-_WALK = (
-    "noise",
-    "tune",
-    "tune_layers",
-    "dtype",
-)  # settings that a walk depends on; with density, also its seed
+# Settings that a walk depends on; with density, also the seed.
+_WALK = ("noise", "tune", "tune_layers", "dtype")
 
 
 def read_log(path: str | Path, until: int | None = None) -> tuple[list[Line], str]:

@@ -142,7 +142,7 @@ class LoRA(Site):
             return torch.baddbmm(output, torch.bmm(inputs, a), b)
         y = _in_place(output)
         if len(mine) == 2 and inputs.shape[1] == 1:  # one token: no matrices, but products
-            x = inputs.view(-1, *a.shape)
+            x = inputs.reshape(-1, *a.shape)
             inner = (x * a).sum(-1, keepdim=True)
             return y.view(-1, *b.shape).addcmul_(inner, b).view_as(y)
         if mine:
@@ -193,9 +193,6 @@ class Prompt(Site):
         output = output.clone()
         output[row, position] = values[0][row if len(values[0]) > 1 else 0, slot]
         return output
-
-
-KINDS: dict[str, type[Site]] = {kind.kind: kind for kind in (Steer, Scale, LoRA, Prompt)}
 
 
 def _in_turn(who: Tensor, members: int) -> bool:
