@@ -216,7 +216,7 @@ def main() -> None:
     if o.only:
         only(o)
         return
-    seeds, rates = o.seeds.split(","), o.grpo_rates.split(",")
+    seeds, rates = o.seeds.split(","), [rate for rate in o.grpo_rates.split(",") if rate]
     base = run("inference", o)
     groups = {f"zoobj --tune {o.tune}": [run(f"zoobj-{seed}", o) for seed in seeds]}
     for rate in rates:

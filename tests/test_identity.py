@@ -191,7 +191,7 @@ def test_memory_that_runs_out_leaves_a_run_to_resume(
 
     with monkeypatch.context() as patched:
         patched.setattr(Scorer, "__call__", full)
-        with pytest.raises(UserError, match=r"lower per_device_eval_batch_size; at step 3 of 4"):
+        with pytest.raises(UserError, match=r"lower max_prompt_length; at step 3 of 4"):
             resume(begun).train()
     assert resume(begun, per_device_eval_batch_size=2).train().steps == 4
 

@@ -638,7 +638,7 @@ def test_units_do_not_depend_on_padding(family: str, kind: str) -> None:
         assert unit > 0
         assert unit == float(f"{unit:.3g}")
     if kind == "scale":
-        assert set(plain.values()) == {1.0}
+        assert set(plain.values()) == {float(f"{1 / len(overlay.sites) ** 0.5:.3g}")}
     elif kind != "prompt":
         assert len(set(plain.values())) > 1
 
@@ -655,7 +655,20 @@ def test_units_are_of_what_modules_give(kind: str) -> None:
         plain(input_ids=ids)
     overlay.measure(ids, torch.ones_like(ids))
     x, y = (sizes_of(each).median() for each in seen)
-    assert site.unit == pytest.approx(float(y / x if kind == "lora" else y), rel=0.006)
+    typical = float(y / x if kind == "lora" else y)
+    assert site.unit == pytest.approx(typical / len(overlay.sites) ** 0.5, rel=0.006)
+
+
+@pytest.mark.parametrize("kind", ["steer", "scale", "lora"])
+@pytest.mark.parametrize(("layers", "step"), [(3, 1), (19, 1), (20, 2), (31, 3)])
+def test_about_ten_layers_unless_chosen(kind: str, layers: int, step: int) -> None:
+    model = tiny.made("llama", layers=layers)
+    overlay = on(model, kind)
+    found = sorted({int(site.name.split(".")[2]) for site in overlay.sites})
+    assert found == list(range(0, layers, step))
+    overlay.remove()
+    every = Overlay(model, kind, "0:")
+    assert len({int(site.name.split(".")[2]) for site in every.sites}) == layers
 
 
 def sizes_of(vectors: Tensor) -> Tensor:

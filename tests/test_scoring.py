@@ -409,6 +409,44 @@ def test_likelihood_does_not_depend_on_batching(scorer: Make, batching: Any) -> 
             assert line[2] == pytest.approx(other[2], abs=1e-5)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_batches_that_do_not_fit_are_halved(
+    scorer: Make, caplog: pytest.LogCaptureFixture, error: type[Exception]
+) -> None:
+    """Down to what fits, which is kept for later; a single sequence that does not fit is an error."""
+    made, limit = scorer(Continue(), batch_size=64), 3
+
+    def full(module: Any, args: Any, kwargs: Any) -> None:
+        if len(kwargs["input_ids"]) > limit:
+            raise error("no memory left")
+
+    hook = made.model.register_forward_pre_hook(full, with_kwargs=True)
+    try:
+        batch = made(examples(made.task), {"completions", "reference_logprob"})
+        assert batch.completions == [twin_text(made, prompt) for prompt in PROMPTS]
+        assert batch.reference_logprob is not None
+        assert made.batch_size == 2
+        halved = [record.getMessage() for record in caplog.records]
+        assert halved[-1] == "out of memory: from here on 2 sequences in a forward pass"
+        assert len(halved) == 5
+        limit = 0
+        with pytest.raises(error):
+            made(examples(made.task), {"completions"})
+    finally:
+        hook.remove()
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(scorer: Make) -> None:
+    made = scorer(Continue(), batch_size=64)
+    hook = made.model.register_forward_pre_hook(lambda *_: 1 / 0)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            made(examples(made.task), {"completions"})
+    finally:
+        hook.remove()
+    assert made.batch_size == 64
+
+
 def test_nothing_to_score(scorer: Make) -> None:
     for task, need in ((Continue(), "completions"), (Choose(), "label_scores")):
         assert scorer(task)([], {need}) == Batch([], [], **{need: [], **extra(task)})

@@ -161,12 +161,13 @@ class Twin:
         module.register_forward_hook(add)
 
     def _scale(self, place: str, module: Any, value: Tensor, unit: float) -> None:
+        factor = 1 + unit * value
         if "Gemma" in type(module).__name__:
-            module.weight.copy_((1 + module.weight) * (1 + value) - 1)
+            module.weight.copy_((1 + module.weight) * factor - 1)
         else:
-            module.weight *= 1 + value
+            module.weight *= factor
         if getattr(module, "bias", None) is not None:
-            module.bias *= 1 + value
+            module.bias *= factor
 
     def _lora_A(self, place: str, module: Any, value: Tensor, unit: float) -> None:
         rank, inputs = value.shape

@@ -48,8 +48,8 @@ The weights from the log alone, without a single evaluation (the base has checks
 
 _WHAT = {
     "full": "all trainable weights",
-    "steer": "a vector after each layer",
-    "scale": "a factor on each norm",
+    "steer": "vectors added after layers",
+    "scale": "factors on norms",
     "lora": "low-rank products beside linear layers",
     "prompt": "virtual tokens before the prompt",
 }

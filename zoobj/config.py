@@ -12,9 +12,9 @@ from zoobj.models import TINY_QA
 
 # Defaults where not all weights are tuned; docs/tuning.md has the experiments.
 _WITH_OVERLAY: dict[str, dict[str, Any]] = {
-    "steer": {"eps": 0.05, "learning_rate": 0.012},
-    "scale": {"eps": 0.05, "learning_rate": 0.02},
-    "lora": {"eps": 0.05, "learning_rate": 0.02, "lora_r": 1},
+    "steer": {"eps": 0.27, "learning_rate": 0.065},
+    "scale": {"eps": 0.27, "learning_rate": 0.065},
+    "lora": {"eps": 0.27, "learning_rate": 0.065, "lora_r": 1},
     "prompt": {"eps": 0.05, "learning_rate": 0.02},
 }
 for _usual in _WITH_OVERLAY.values():
@@ -85,13 +85,13 @@ class ZOConfig(BaseModel):
     )
     tune: Literal["auto", "full", "steer", "scale", "lora", "prompt"] = Field(
         "full",
-        description="what is tuned: all weights, or beside them a vector after each layer, a "
+        description="what is tuned: all weights, or beside them vectors added after layers, a "
         "factor on each norm, low-rank products on linear layers, tokens before the prompt",
     )
     tune_layers: str | None = Field(
         None,
         description="where: numbers of layers (3, 10:, 2:8) or patterns of names, as in "
-        "'*.mlp.*,*norm*'; default all",
+        "'*.mlp.*,*norm*'; default all, but of an overlay about ten layers",
     )
     num_virtual_tokens: int = Field(8, ge=1, description="of --tune prompt")
     prompt_tuning_init_text: str = Field(

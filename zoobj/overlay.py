@@ -1,10 +1,10 @@
 """Overlay: offsets that live in the forward pass, row by row of a batch; weights are never written.
 
 The other way to be at an offset (the walk writes it into the weights, one at a time). Here a few
-tunables are added to what modules give: a vector after each layer, a factor on each norm, a
-low-rank product on each linear layer, embeddings before the prompt. Since each row of a batch can
-have tunables of its own, one forward pass scores a whole population (as EGGROLL does with low-rank
-noise; Sarkar et al. 2025, arXiv 2511.16652):
+tunables are added to what modules give: vectors after layers, factors on norms, low-rank products
+beside linear layers, embeddings before the prompt. Since each row of a batch can have tunables of
+its own, one forward pass scores a whole population (as EGGROLL does with low-rank noise; Sarkar et
+al. 2025, arXiv 2511.16652):
 
     overlay = Overlay(model, "steer")
     walk = Walk(overlay.named_parameters())
@@ -55,7 +55,7 @@ class Overlay:
         model: of transformers; read, never written. Hooks stay on it until ``remove``.
         kind: "steer", "scale", "lora" or "prompt"; see sites.py.
         tune_layers: the modules that get some, as patterns of names or numbers of layers by commas
-            (``10:``, ``*.mlp.*``); by default all.
+            (``10:``, ``*.mlp.*``); by default those of every nth layer, so that they are about ten.
         rank: of "lora".
         tokens: for "prompt", ids of tokens that the new ones begin as.
         units: of the sites by name; by default ``measure`` finds them.
@@ -132,7 +132,9 @@ class Overlay:
     def measure(self, input_ids: Tensor, attention_mask: Tensor) -> None:
         """Set the units: what is typical of each site's outputs, of the model without an overlay.
 
-        Rounded to three digits, so that they are the same wherever they are measured.
+        Changes at K sites add up to one that is sqrt(K) times as large, so units are divided by
+        that: the same eps suits few sites and many. They are rounded to three digits, to be the
+        same wherever they are measured.
 
         Args:
             input_ids, attention_mask: [rows, tokens] of typical prompts, padded on the left.
@@ -144,7 +146,8 @@ class Overlay:
             tokens = mask.bool().reshape(-1)
             flat = [_first(x).flatten(0, -2) for x in (args or (*kwargs.values(),), output)]
             inputs, outputs = (x[tokens] if len(x) == len(tokens) else x for x in flat)
-            found[site.name] = float(f"{site.measure(inputs, outputs):.3g}")
+            unit = site.measure(inputs, outputs) / math.sqrt(len(self.sites))
+            found[site.name] = float(f"{unit:.3g}")
 
         handles = [
             site.module.register_forward_hook(partial(look, site), with_kwargs=True)

@@ -16,6 +16,7 @@ from zoobj.noise import noise
 Values = tuple[Tensor, ...]
 """What a site adds for each of several members: tensors [members, ...]."""
 
+_LAYERS = 10  # about: fewer numbers are learned sooner, and what is added travels on anyway
 _COLUMNS = 64  # of low-rank factors of all members, that every row is multiplied with
 _SLICE = re.compile(r"(\d*):(\d*)|(\d+)")
 
@@ -85,7 +86,7 @@ class Steer(Site):
 
 
 class Scale(Site):
-    """Multiplies what a norm gives, channel by channel: y (1 + v)."""
+    """Multiplies what a norm gives, channel by channel: y (1 + unit v)."""
 
     kind = "scale"
 
@@ -94,7 +95,7 @@ class Scale(Site):
         self._add_param(f"scale.{name}", torch.zeros(width))
 
     def values(self, *params: Tensor) -> Values:
-        return (1 + params[0],)
+        return (1 + params[0] * self.unit,)
 
     def change(self, inputs: Tensor, output: Tensor, values: Values) -> Tensor:
         return _in_place(output).mul_(_between(values[0], output))
@@ -274,12 +275,12 @@ def _bounds(low: str, high: str) -> tuple[int | None, int | None]:
 def find_sites(
     model: nn.Module, kind: str, chosen: Sequence[str], rank: int, tokens: Sequence[int]
 ) -> list[Site]:
-    """The sites of a kind whose module has a chosen name.
+    """The sites of a kind whose module has a chosen name; with none chosen, the usual ones.
 
     Raises:
         UserError: there is none.
     """
-    found = list(_candidates(model, kind, rank, tokens))
+    found = list(_candidates(model, kind, bool(chosen), rank, tokens))
     sites = [
         site
         for site in found
@@ -298,7 +299,10 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, whole)
 
 
-def _candidates(model: nn.Module, kind: str, rank: int, tokens: Sequence[int]) -> Iterator[Site]:
+def _candidates(
+    model: nn.Module, kind: str, chosen: bool, rank: int, tokens: Sequence[int]
+) -> Iterator[Site]:
+    """All there are; unless some will be chosen, in about ten layers."""
     config: Any = model.config
     width = config.get_text_config().hidden_size
     if kind == "prompt":
@@ -311,7 +315,8 @@ def _candidates(model: nn.Module, kind: str, rank: int, tokens: Sequence[int]) -
             raise UserError(f"--tune prompt: the model has no token {max(tokens)}, only {known}")
         yield Prompt(name, embeddings, width, tokens)
         return
-    for layer_name, layer in layers(model):
+    whole = layers(model)
+    for layer_name, layer in whole if chosen else whole[:: max(1, len(whole) // _LAYERS)]:
         if kind == "steer":
             yield Steer(layer_name, layer, width)
             continue

@@ -16,7 +16,7 @@ from zoobj.callbacks import Callbacks, step_logs
 from zoobj.card import model_card
 from zoobj.config import ZOConfig
 from zoobj.data import load_splits, minibatch
-from zoobj.environment import checksum, peak_memory
+from zoobj.environment import checksum, out_of_memory, peak_memory
 from zoobj.errors import UserError
 from zoobj.files import StorageError, jsonable
 from zoobj.identity import Parent, check_base, check_overlay, identity
@@ -210,10 +210,10 @@ class ZOTrainer:
                 "with other settings"
             ) from error
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             raise UserError(
-                f"out of memory: lower per_device_eval_batch_size; {self._where()}"
+                f"out of memory: free some, or lower max_prompt_length; {self._where()}"
             ) from error
         finally:
             self.track.walk.goto({})  # whoever holds the model gets it back at no offset
@@ -510,9 +510,3 @@ class ZOTrainer:
         if best is not None:
             line = self.run.evaluation(best, "validation")
             state.best_global_step, state.best_metric = best, line["value"] if line else None
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether it is torch's or Python's own, on a GPU or a CPU."""
-    known = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, known) or "can't allocate memory" in str(error)

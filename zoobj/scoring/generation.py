@@ -9,15 +9,20 @@ state is touched, and two models scored with the same seed differ only where the
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from itertools import takewhile
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoobj import noise
 from zoobj.scoring.batching import buckets, left_pad
 from zoobj.scoring.population import Population, among, once, spread
+
+_LEAVE = 1 / 4  # of a batch has ended: it is worth making it smaller
 
 
 @dataclass(frozen=True)
@@ -63,23 +68,14 @@ def generate(
     """
     completions = [""] * len(prompts)
     keys = range(len(prompts)) if keys is None else keys
-    config = _config(model, tokenizer, max_new_tokens)
     for bucket in buckets([len(p) for p in prompts], batch_size):
         ids, mask = left_pad([prompts[i] for i in bucket], tokenizer.pad_token_id, model.device)
-        processors = _processors(sampling, [keys[i] for i in bucket], seed, ids.shape[1])
         who = [population.who[i] if population else 0 for i in bucket]
-        cache = _prefilled(model, population, who, ids, mask)
-        with _own_settings_aside(model), among(population, who):
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=cache,
-                generation_config=config,
-                logits_processor=processors,
-                stopping_criteria=[StopStrings(tokenizer, stop, ids.shape[1])] if stop else None,
-            )
-        new = [_before_eos(row, config.eos_token_id) for row in output[:, ids.shape[1] :].tolist()]
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        noise_of = partial(_processors, sampling, [keys[i] for i in bucket], seed, ids.shape[1])
+        config = _config(model, tokenizer, ids.shape[1] + max_new_tokens)
+        ended = Ended(tokenizer, stop, config.eos_token_id, ids.shape[1])
+        rows = _decode(model, ids, mask, config, ended, noise_of, population, who)
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
         for i, text in zip(bucket, texts, strict=True):
             completions[i] = cut(text, stop)
         between(len(bucket))
@@ -96,6 +92,48 @@ def cut(text: str, stop: Sequence[str]) -> str:
     for string in stop:
         text = text.partition(string)[0]
     return text.strip()
+
+
+def _decode(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    config: Any,
+    ended: "Ended",
+    noise_of: Callable[[Sequence[int]], Any],
+    population: Population | None,
+    who: Sequence[int],
+) -> list[list[int]]:
+    """The new tokens of each row of a batch.
+
+    In rounds: rows that have ended leave the batch, so that the others go on faster. (Most answers
+    are short, and in a large batch there is always one that is not.)
+    """
+    width, left = ids.shape[1], list(range(len(ids)))
+    new: list[list[int]] = [[] for _ in left]
+    cache = _prefilled(model, population, who, ids, mask)
+    resumable = "past_key_values" in signature(model.forward).parameters  # not Mamba's: run again
+    while left:
+        with _own_settings_aside(model), among(population, [who[row] for row in left]):
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                generation_config=config,
+                logits_processor=noise_of(left),
+                stopping_criteria=[ended],
+            )
+        over = ended.of(output.sequences) | (output.sequences.shape[1] >= config.max_length)
+        for row, tokens in zip(left, output.sequences[:, width:].tolist(), strict=True):
+            new[row] = _before_eos(tokens, config.eos_token_id)
+        going = (~over).nonzero().flatten()
+        left = [left[place] for place in going.tolist()]
+        ids = output.sequences[going]
+        mask = F.pad(mask[going], (0, ids.shape[1] - mask.shape[1]), value=1)
+        cache = output.past_key_values if resumable else None
+        if left and cache is not None:
+            cache.reorder_cache(going)  # the rows named, in this order; no more are left
+    return new
 
 
 @torch.no_grad()
@@ -130,19 +168,20 @@ def _prefilled(
     return cache
 
 
-def _config(model: Any, tokenizer: Any, max_new_tokens: int) -> Any:
+def _config(model: Any, tokenizer: Any, max_length: int) -> Any:
     """A plain greedy configuration; only the model's eos tokens are taken from its own."""
     from transformers import GenerationConfig
 
     own = model.generation_config
     eos = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
     return GenerationConfig(
-        max_new_tokens=max_new_tokens,
+        max_length=max_length,
         do_sample=False,
         num_beams=1,
         bos_token_id=own.bos_token_id,
         eos_token_id=eos,
         pad_token_id=tokenizer.pad_token_id,
+        return_dict_in_generate=True,
     )
 
 
@@ -160,29 +199,46 @@ def _own_settings_aside(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
+def _ends(eos: int | Sequence[int] | None) -> set[int]:
+    return {eos} if isinstance(eos, int) else set(eos or ())
+
+
 def _before_eos(tokens: list[int], eos: int | Sequence[int] | None) -> list[int]:
     """The tokens before the first eos, which need not be one that decoding skips."""
-    ends = {eos} if isinstance(eos, int) else set(eos or ())
+    ends = _ends(eos)
     return list(takewhile(lambda token: token not in ends, tokens))
 
 
-class StopStrings:
-    """Ends a completion once it holds a stop string; what the prompt ends with is no part of one.
+class Ended:
+    """Which completions hold an eos token or a stop string; what the prompt ends with is no part.
 
-    (transformers' own criterion also matches over the end of the prompt.)
+    (transformers' own criterion also matches over the end of the prompt.) As a stopping criterion
+    it ends the round for all rows once a good part of them has ended.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], width: int):
+    def __init__(self, tokenizer: Any, stop: Sequence[str], eos: Any, width: int):
         self.tokenizer, self.stop, self.width = tokenizer, stop, width
+        self.eos = torch.tensor(sorted(_ends(eos)))
+
+    def of(self, input_ids: Tensor) -> Tensor:
+        """[B] bool."""
+        new = input_ids[:, self.width :]
+        ended = torch.isin(new, self.eos.to(new.device)).any(dim=1)
+        if self.stop:
+            texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+            found = [any(string in text for string in self.stop) for text in texts]
+            ended |= torch.tensor(found, device=new.device)
+        return ended
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """[B] bool: which rows are done."""
-        texts = self.tokenizer.batch_decode(input_ids[:, self.width :], skip_special_tokens=True)
-        done = [any(string in text for string in self.stop) for text in texts]
-        return torch.tensor(done, device=input_ids.device)
+        """[B] bool: which rows generate no further in this round."""
+        ended = self.of(input_ids)
+        return ended | (ended.sum() >= _LEAVE * len(ended))
 
 
-def _processors(sampling: Sampling | None, keys: Sequence[int], seed: int, width: int) -> Any:
+def _processors(
+    sampling: Sampling | None, keys: Sequence[int], seed: int, width: int, rows: Sequence[int]
+) -> Any:
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
     if sampling is None:
@@ -192,7 +248,7 @@ def _processors(sampling: Sampling | None, keys: Sequence[int], seed: int, width
         steps.append(TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_p < 1.0:
         steps.append(TopPLogitsWarper(sampling.top_p))
-    steps.append(GumbelNoise(keys, seed, width))
+    steps.append(GumbelNoise([keys[row] for row in rows], seed, width))
     return LogitsProcessorList(steps)
 
 

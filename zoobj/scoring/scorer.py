@@ -1,10 +1,15 @@
 """Scorer: runs the model over examples and fills the columns of a Batch that are needed."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+import torch
+
+from zoobj.environment import out_of_memory
 from zoobj.errors import UserError
 from zoobj.models import context_length
 from zoobj.objective import Batch
@@ -13,6 +18,10 @@ from zoobj.scoring.choices import loglikelihood
 from zoobj.scoring.generation import Sampling, generate
 from zoobj.scoring.population import Population
 from zoobj.task import Example, Task
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _CACHED_TEXTS = 50_000
 
@@ -29,7 +38,7 @@ class Scorer:
         model: a causal language model, prepared by ``models.prepare``.
         tokenizer: its tokenizer.
         task: says what is asked for and where completions stop.
-        batch_size: most sequences in one forward pass.
+        batch_size: most sequences in one forward pass; halved where memory runs out.
         max_prompt_length: tokens of a prompt that are kept, its last ones; by default what the
             model's context leaves beside the answer.
         sampling: None is greedy decoding.
@@ -178,19 +187,20 @@ class Scorer:
     def _completions(
         self, examples: Sequence[Example], seed: int, members: Sequence[Member]
     ) -> list[str]:
-        return generate(
+        run = partial(
+            generate,
             self.model,
             self.tokenizer,
             [self.encode(e.prompt) for e in examples],
             max_new_tokens=self.task.max_new_tokens,
             stop=self.task.stop,
-            batch_size=self.batch_size,
             sampling=self.sampling,
             keys=[e.index for e in examples],
             seed=seed,
             population=self._among(members, range(len(examples))),
             between=self.between,
         )
+        return self._fitting(run)
 
     def _label_scores(
         self, examples: Sequence[Example], members: Sequence[Member]
@@ -219,15 +229,34 @@ class Scorer:
     ) -> list[float]:
         answers = [self._answer(prompt, answer) for prompt, answer in asked]
         pairs = zip(asked, answers, strict=True)
-        return loglikelihood(
+        run = partial(
+            loglikelihood,
             self.model,
             [self._before(prompt, answer) for (prompt, _), answer in pairs],
             answers,
             pad=self.tokenizer.pad_token_id,
-            batch_size=self.batch_size,
             population=population,
             between=self.between,
         )
+        return self._fitting(run)
+
+    def _fitting(self, run: Callable[..., list[T]]) -> list[T]:
+        """Run with as many sequences at once as fit: half as many where memory runs out.
+
+        The longest are run first, so that little is done twice; what fitted is kept for later.
+        """
+        while True:
+            try:
+                return run(batch_size=self.batch_size)
+            except (RuntimeError, MemoryError) as error:
+                if self.batch_size == 1 or not out_of_memory(error):
+                    raise
+            # Not in the handler: the error holds on to the tensors of the pass that failed.
+            self.batch_size //= 2
+            torch.cuda.empty_cache()
+            logger.warning(
+                "out of memory: from here on %d sequences in a forward pass", self.batch_size
+            )
 
 
 def as_batch(examples: Sequence[Example], **filled: Any) -> Batch:
