@@ -413,7 +413,7 @@ def test_likelihood_does_not_depend_on_batching(scorer: Make, batching: Any) -> 
 def test_batches_that_do_not_fit_are_halved(
     scorer: Make, caplog: pytest.LogCaptureFixture, error: type[Exception]
 ) -> None:
-    """Down to what fits, which is kept for later; a single sequence that does not fit is an error."""
+    """Down to what fits, which is kept for later; one sequence that does not fit is an error."""
     made, limit = scorer(Continue(), batch_size=64), 3
 
     def full(module: Any, args: Any, kwargs: Any) -> None:

@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from zoobj import checkpoint, hub, noise
 from zoobj.assemble import chosen, make_method, make_model, make_scorer, make_task, make_tuned
 from zoobj.callbacks import Callbacks, step_logs
