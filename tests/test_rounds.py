@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import EOS, FAMILIES, FIRST, PAD, made, prompts
 
+from zoobj.scoring.batching import buckets
 from zoobj.scoring.generation import Sampling, generate
 
 NEW = 12
@@ -145,6 +146,20 @@ def test_any_lengths_in_any_batches(lengths: list[int], batch_size: int, seed: i
     stop = [letter(FIRST + seed % 40), letter(FIRST + 7)]
     alone = [texts(LLAMA, [row], stop)[0] for row in rows]
     assert texts(LLAMA, rows, stop, batch_size=batch_size) == alone
+
+
+@given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 70))
+def test_batches_hold_all_and_are_bounded(lengths: list[int], batch_size: int) -> None:
+    found = list(buckets(lengths, batch_size))
+    assert sorted(i for bucket in found for i in bucket) == list(range(len(lengths)))
+    average = sum(lengths) / max(1, len(lengths))
+    for bucket in found:
+        assert len(bucket) <= batch_size
+        assert len(bucket) == 1 or len(bucket) * lengths[bucket[0]] <= 1.25 * batch_size * average
+    order = [lengths[i] for bucket in found for i in bucket]
+    assert order == sorted(order, reverse=True)
+    if len(set(lengths)) == 1:
+        assert len(found) == -(-len(lengths) // batch_size)
 
 
 LLAMA = ready(made("llama"))

@@ -460,7 +460,8 @@ def test_between_is_called_with_all_that_was_run(scorer: Make) -> None:
     calls: list[int] = []
     made = scorer(Continue(), batch_size=4, between=calls.append)
     made(examples(made.task), {"completions"})
-    assert calls == [4, 4, 1]
+    assert sum(calls) == len(PROMPTS)
+    assert max(calls) <= 4
 
 
 # Long prompts ---------------------------------------------------------------------------------

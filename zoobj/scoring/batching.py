@@ -6,16 +6,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_SLACK = 1.25
+
 
 def buckets(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Positions in batches of neighbours in length, longest first: what doesn't fit, fails early.
 
+    A batch has at most ``batch_size`` rows, and at most 1.25 times as many tokens, padding counted,
+    as so many rows of average length: so a few long rows don't decide on the memory for keys and
+    values, nor are many short ones padded to their length.
+
     >>> list(buckets([3, 9, 4], batch_size=2))
-    [[1, 2], [0]]
+    [[1], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    tokens = _SLACK * batch_size * sum(lengths) / max(1, len(lengths))
+    while order:
+        rows = max(1, min(batch_size, int(tokens // max(1, lengths[order[0]]))))
+        yield order[:rows]
+        del order[:rows]
 
 
 def left_pad(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
