@@ -8,7 +8,8 @@ Same model, data, prompts, reward (the task's objective), machine and training s
 the evaluations of this script are not counted. zoobj runs with its defaults and --tune (what it
 spends on its own validation is counted). GRPO takes the best learning rate of a small grid for this
 very data, chosen by the mean over seeds on the *test* split, which favours it; temperature 1, 8
-completions a prompt, 32 a step, no KL term (TRL's default).
+completions a prompt, 32 a step, no KL term (TRL's default). Its weights are float32 (--grpo_dtype):
+in bfloat16 steps of 1e-5 are lost in rounding.
 
 Each run is a process of its own and leaves D/NAME.json, so that what was done is not done again.
 Held-out examples are scored greedily by zoobj's scorer, for both. zoobj's weights at a moment come
@@ -99,7 +100,7 @@ def run_grpo(o: argparse.Namespace, seed: int, rate: float) -> dict[str, Any]:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    args = settings(o)
+    args = settings(o, dtype=o.grpo_dtype)
     model, tokenizer = make_model(args)
     held_out, task = HeldOut(args, model, tokenizer), make_task(args)
     examples = {e.prompt: e for e in task.examples("train")}
@@ -251,6 +252,7 @@ def parsed() -> argparse.Namespace:
     add("--marks", type=int, default=6, help="measurements on the way")
     add("--seeds", default="1,2,3")
     add("--grpo_rates", default="3e-6,1e-5,3e-5", help="learning rates; '' leaves GRPO out")
+    add("--grpo_dtype", default="float32")
     add("--grpo_batch", type=int, default=8, help="completions in one backward pass")
     add("--output_dir", default="against_grpo")
     add("--only", help=argparse.SUPPRESS)
