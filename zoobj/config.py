@@ -85,8 +85,8 @@ class ZOConfig(BaseModel):
     )
     tune: Literal["auto", "full", "steer", "scale", "lora", "prompt"] = Field(
         "full",
-        description="what is tuned: all weights, or beside them vectors added after layers, a "
-        "factor on each norm, low-rank products on linear layers, tokens before the prompt",
+        description="what is tuned: all weights, or beside them vectors added after layers, "
+        "factors on norms, low-rank products beside linear layers, tokens before the prompt",
     )
     tune_layers: str | None = Field(
         None,
