@@ -14,7 +14,7 @@ from zoobj.callbacks import Callbacks, step_logs
 from zoobj.card import model_card
 from zoobj.config import ZOConfig
 from zoobj.data import load_splits, minibatch
-from zoobj.environment import checksum, out_of_memory, peak_memory
+from zoobj.environment import checksum, out_of_memory, peak_memory, release_memory
 from zoobj.errors import UserError
 from zoobj.files import StorageError, jsonable
 from zoobj.identity import Parent, check_base, check_overlay, identity
@@ -34,6 +34,7 @@ from zoobj.walk import Offset
 logger = logging.getLogger(__name__)
 
 _PREFLIGHT = 4  # examples scored before anything is paid for
+_RELEASE = 10  # steps between which freed memory may pile up: giving it back costs time too
 _HOPELESS = 10  # steps in a row in which nothing could be scored
 
 
@@ -300,6 +301,8 @@ class ZOTrainer:
         }
         with self.interrupts.held(), self.track.advance(move):
             self.run.log_step(line, timings)
+        if (step + 1) % _RELEASE == 0:
+            release_memory()
         self._report(pairs, outcomes)
 
     def _outcomes(self, offsets: Sequence[Offset], examples: Sequence[Example]) -> list[Outcome]:
