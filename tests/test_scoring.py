@@ -460,8 +460,7 @@ def test_between_is_called_with_all_that_was_run(scorer: Make) -> None:
     calls: list[int] = []
     made = scorer(Continue(), batch_size=4, between=calls.append)
     made(examples(made.task), {"completions"})
-    assert sum(calls) == len(PROMPTS)
-    assert max(calls) <= 4
+    assert calls == [2, 2, 3, 2]  # rows of a batch, fewer where they are long
 
 
 # Long prompts ---------------------------------------------------------------------------------
