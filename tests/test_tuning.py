@@ -189,10 +189,10 @@ def test_branches_and_from_log(runs: Any, tmp_path: Path) -> None:
 
 def test_defaults_depend_on_what_is_tuned() -> None:
     full, steer = ZOConfig(), ZOConfig(tune="steer")
-    assert (full.directions, steer.directions) == (1, 4)
+    assert (full.directions, steer.directions) == (1, 8)
     assert full.eps != steer.eps
     assert ZOConfig(tune="steer", eps=0.3).eps == 0.3
-    assert with_defaults(full.model_copy(update={"tune": "lora"})).directions == 4
+    assert with_defaults(full.model_copy(update={"tune": "lora"})).directions == 8
     assert with_defaults(full.model_copy(update={"tune": "lora", "eps": 7.0})).eps == 7.0
     assert "eps" not in steer.model_fields_set
 
@@ -201,7 +201,7 @@ def test_auto_chooses_and_says_why(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level("INFO", "zoobj")
     trainer = ZOTrainer(args=ZOConfig(output_dir=str(tmp_path / "run"), tune="auto"))
     assert isinstance(trainer.tuned, Overlay) and trainer.args.tune == "steer"
-    assert trainer.args.directions == 4
+    assert trainer.args.directions == 8
     assert "--tune auto: steer (" in caplog.text
 
 

@@ -12,13 +12,13 @@ from zoobj.models import TINY_QA
 
 # Defaults where not all weights are tuned; docs/tuning.md has the experiments.
 _WITH_OVERLAY: dict[str, dict[str, Any]] = {
-    "steer": {"eps": 0.27, "learning_rate": 0.065},
+    "steer": {"eps": 0.27, "learning_rate": 0.1},
     "scale": {"eps": 0.27, "learning_rate": 0.065},
     "lora": {"eps": 0.27, "learning_rate": 0.065, "lora_r": 1},
     "prompt": {"eps": 0.05, "learning_rate": 0.02},
 }
 for _usual in _WITH_OVERLAY.values():
-    _usual |= {"directions": 4, "per_device_train_batch_size": 16}
+    _usual |= {"directions": 8, "per_device_train_batch_size": 8}
 
 
 class ZOConfig(BaseModel):
