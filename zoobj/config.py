@@ -12,7 +12,7 @@ from zoobj.models import TINY_QA
 
 # Defaults where not all weights are tuned; docs/tuning.md has the experiments.
 _WITH_OVERLAY: dict[str, dict[str, Any]] = {
-    "steer": {"eps": 0.27, "learning_rate": 0.1},
+    "steer": {"eps": 0.27, "learning_rate": 0.065},
     "scale": {"eps": 0.27, "learning_rate": 0.065},
     "lora": {"eps": 0.27, "learning_rate": 0.065, "lora_r": 1},
     "prompt": {"eps": 0.05, "learning_rate": 0.02},
