@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from zoobj.config import ZOConfig, with_defaults
+from zoobj.environment import share_memory
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
 from zoobj.estimators.population import Population
@@ -64,6 +65,7 @@ def make_model(
     With a ``peft_config``, or where the settings ask for it, the model gets an adapter, which alone
     is tuned. Its first weights are a function of the seed, so that a run can be resumed.
     """
+    share_memory()
     if model is None:
         model, loaded = load_model(
             args.model_name_or_path,

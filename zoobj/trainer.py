@@ -34,7 +34,7 @@ from zoobj.walk import Offset
 logger = logging.getLogger(__name__)
 
 _PREFLIGHT = 4  # examples scored before anything is paid for
-_RELEASE = 10  # steps between which freed memory may pile up: giving it back costs time too
+_RELEASE = 5  # steps between which freed memory may pile up: giving it back costs time too
 _HOPELESS = 10  # steps in a row in which nothing could be scored
 
 

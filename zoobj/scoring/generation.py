@@ -20,6 +20,7 @@ from torch import Tensor
 
 from zoobj import noise
 from zoobj.scoring.batching import buckets, left_pad
+from zoobj.scoring.growing_cache import growing_cache
 from zoobj.scoring.population import Population, among, once, spread
 
 _LEAVE = 1 / 4  # of a batch has ended: it is worth making it smaller
@@ -111,8 +112,11 @@ def _decode(
     """
     width, left = ids.shape[1], list(range(len(ids)))
     new: list[list[int]] = [[] for _ in left]
-    cache = _prefilled(model, population, who, ids, mask)
+    room = config.max_length - width
+    cache = _prefilled(model, population, who, ids, mask, room)
     resumable = "past_key_values" in signature(model.forward).parameters  # not Mamba's: run again
+    if cache is None and resumable and _takes_growing(model):
+        cache = growing_cache(model, room)
     while left:
         with _own_settings_aside(model), among(population, [who[row] for row in left]):
             output = model.generate(
@@ -136,9 +140,19 @@ def _decode(
     return new
 
 
+def _takes_growing(model: Any) -> bool:
+    """Whether transformers would give it a cache of that kind."""
+    return bool(getattr(model, "_supports_default_dynamic_cache", lambda: False)())
+
+
 @torch.no_grad()
 def _prefilled(
-    model: Any, population: Population | None, who: Sequence[int], ids: Tensor, mask: Tensor
+    model: Any,
+    population: Population | None,
+    who: Sequence[int],
+    ids: Tensor,
+    mask: Tensor,
+    room: int,
 ) -> Any:
     """The cache of all but the last token; layers that all members share run once a prompt.
 
@@ -150,11 +164,9 @@ def _prefilled(
     run, source = once([tuple(row) for row in torch.cat([ids, mask], dim=1).tolist()])
     if len(run) == len(source):
         return None
-    from transformers import DynamicCache
-
     first = [source.index(number) for number in range(len(run))]
     shown = mask[first, :-1]
-    cache = DynamicCache(config=model.config)
+    cache = growing_cache(model, room)
     with among(population, who, source):
         model(
             input_ids=ids[first, :-1],
