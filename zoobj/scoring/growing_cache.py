@@ -1,7 +1,11 @@
 """A key-value cache with room for the tokens to come."""
 
+import math
+import mmap
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -43,10 +47,23 @@ class GrowingLayer(DynamicLayer):
 
     def _moved(self, old: Tensor, like: Tensor, begin: int, end: int) -> Tensor:
         """Memory with room, and what there is already."""
-        space = like.new_empty(*like.shape[:-2], end + self.room, like.shape[-1])
+        space = _empty(like, (*like.shape[:-2], end + self.room, like.shape[-1]))
         if begin:
             space[..., :begin, :] = old
         return space
+
+
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor of this shape, of the kind of another one.
+
+    On a CPU in pages of its own, which the system has back as soon as it is dropped: on malloc's
+    heap, what lives as long as a batch leaves holes among the activations.
+    """
+    count = math.prod(shape)
+    if like.device.type != "cpu" or not count:
+        return like.new_empty(shape)
+    pages = mmap.mmap(-1, count * like.element_size())
+    return torch.frombuffer(pages, dtype=like.dtype).view(*shape)
 
 
 def growing_cache(model: Any, room: int) -> DynamicCache:
