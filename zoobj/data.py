@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
+from statistics import fmean
 
 import torch
 
@@ -14,6 +15,8 @@ from zoobj.task import SPLITS, Example, Task
 
 logger = logging.getLogger(__name__)
 
+_MEASURED = 100  # prompts whose mean length is typical
+
 Splits = Mapping[str, list[Example]]
 
 
@@ -24,6 +27,8 @@ def load_splits(args: ZOConfig, task: Task, scorer: Scorer) -> Splits:
         UserError: rows that don't fit the task, or fewer than a minibatch.
     """
     splits = {split: _load(args, task, scorer, split) for split in SPLITS}
+    lengths = [len(scorer.encode(example.prompt)) for example in splits["train"][:_MEASURED]]
+    scorer.typical_length = fmean(lengths)
     size, rows = args.per_device_train_batch_size, len(splits["train"])
     if size > rows:
         raise UserError(

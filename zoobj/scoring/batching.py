@@ -9,18 +9,20 @@ from torch import Tensor
 _SLACK = 1.25
 
 
-def buckets(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def buckets(
+    lengths: Sequence[int], batch_size: int, typical: float | None = None
+) -> Iterator[list[int]]:
     """Positions in batches of neighbours in length, longest first: what doesn't fit, fails early.
 
     A batch has at most ``batch_size`` rows, and at most 1.25 times as many tokens, padding counted,
-    as so many rows of average length: so a few long rows don't decide on the memory for keys and
-    values, nor are many short ones padded to their length.
+    as so many rows of ``typical`` length (by default the average of these): so a few long rows
+    don't decide on the memory for keys and values, nor are many short ones padded to their length.
 
     >>> list(buckets([3, 9, 4], batch_size=2))
     [[1], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    tokens = _SLACK * batch_size * sum(lengths) / max(1, len(lengths))
+    tokens = _SLACK * batch_size * (typical or sum(lengths) / max(1, len(lengths)))
     while order:
         rows = max(1, min(batch_size, int(tokens // max(1, lengths[order[0]]))))
         yield order[:rows]

@@ -19,6 +19,7 @@ def loglikelihood(
     *,
     pad: int,
     batch_size: int,
+    typical: float | None = None,
     population: Population | None = None,
     between: Callable[[int], None] = lambda examples: None,
 ) -> list[float]:
@@ -31,6 +32,7 @@ def loglikelihood(
         prompts, answers: token ids, at least one each.
         pad: token id for padding, masked.
         batch_size: most rows in a forward pass.
+        typical: length of a row; see ``buckets``.
         population: under which of several members of an overlay each prompt is run.
         between: called after each with the number of rows scored.
     """
@@ -41,7 +43,7 @@ def loglikelihood(
         sequences.setdefault((who, (*prompt, *answer[:-1])), []).append(number)
     rows = list(sequences)
     result = [0.0] * len(prompts)
-    for bucket in buckets([len(tokens) for _, tokens in rows], batch_size):
+    for bucket in buckets([len(tokens) for _, tokens in rows], batch_size, typical):
         served = [sequences[rows[i]] for i in bucket]
         keep = max(len(answers[n]) for numbers in served for n in numbers)
         run, source = [rows[i][1] for i in bucket], None

@@ -47,6 +47,7 @@ def generate(
     max_new_tokens: int,
     stop: Sequence[str],
     batch_size: int,
+    typical: float | None = None,
     sampling: Sampling | None = None,
     keys: Sequence[int] | None = None,
     seed: int = 0,
@@ -61,6 +62,7 @@ def generate(
         max_new_tokens: most tokens of a completion.
         stop: strings that end it, beside the model's own eos tokens.
         batch_size: prompts of similar length that are decoded together.
+        typical: length of a prompt; see ``buckets``.
         sampling: None is greedy.
         keys: identity of each prompt for the sampling noise; by default its position.
         seed: of that noise.
@@ -69,7 +71,7 @@ def generate(
     """
     completions = [""] * len(prompts)
     keys = range(len(prompts)) if keys is None else keys
-    for bucket in buckets([len(p) for p in prompts], batch_size):
+    for bucket in buckets([len(p) for p in prompts], batch_size, typical):
         ids, mask = left_pad([prompts[i] for i in bucket], tokenizer.pad_token_id, model.device)
         who = [population.who[i] if population else 0 for i in bucket]
         noise_of = partial(_processors, sampling, [keys[i] for i in bucket], seed, ids.shape[1])

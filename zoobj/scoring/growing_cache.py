@@ -41,9 +41,26 @@ class GrowingLayer(DynamicLayer):
             )
         keys, values = self._space
         keys[..., begin:end, :], values[..., begin:end, :] = key_states, value_states
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-        self._shown = self.keys
+        self._show(end)
         return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these rows, in this order."""
+        length = self.get_seq_length()
+        if length:
+            rows = beam_idx.to(self.keys.device)
+            keys, values = (old.index_select(0, rows) for old in (self.keys, self.values))
+            self._space = (
+                self._moved(keys, keys, length, length),
+                self._moved(values, values, length, length),
+            )
+            self._show(length)
+
+    def _show(self, length: int) -> None:
+        """So many tokens are there."""
+        assert self._space is not None
+        self.keys, self.values = (space[..., :length, :] for space in self._space)
+        self._shown = self.keys
 
     def _moved(self, old: Tensor, like: Tensor, begin: int, end: int) -> Tensor:
         """Memory with room, and what there is already."""

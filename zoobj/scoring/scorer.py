@@ -43,6 +43,10 @@ class Scorer:
             model's context leaves beside the answer.
         sampling: None is greedy decoding.
         between: called between forward passes, for progress and interrupts.
+
+    Attributes:
+        typical_length: of a prompt in tokens, where it is known: batches of longer ones have fewer
+            rows; see ``batching.buckets``.
     """
 
     model: Any
@@ -55,6 +59,7 @@ class Scorer:
 
     def __post_init__(self) -> None:
         self._cache: OrderedDict[str, list[int]] = OrderedDict()
+        self.typical_length: float | None = None
         self.overlay = overlay_of(self.model)
         context = self._context()
         room = None if context is None else context - self.task.max_new_tokens
@@ -198,6 +203,7 @@ class Scorer:
             keys=[e.index for e in examples],
             seed=seed,
             population=self._among(members, range(len(examples))),
+            typical=self.typical_length,
             between=self.between,
         )
         return self._fitting(run)
@@ -236,6 +242,7 @@ class Scorer:
             answers,
             pad=self.tokenizer.pad_token_id,
             population=population,
+            typical=self.typical_length,
             between=self.between,
         )
         return self._fitting(run)
