@@ -23,18 +23,20 @@ Splits = Mapping[str, list[Example]]
 def load_splits(args: ZOConfig, task: Task, scorer: Scorer) -> Splits:
     """Train, validation and test; says what is cut from train, and what is cut short.
 
+    The scorer is told how long prompts typically are.
+
     Raises:
         UserError: rows that don't fit the task, or fewer than a minibatch.
     """
     splits = {split: _load(args, task, scorer, split) for split in SPLITS}
-    lengths = [len(scorer.encode(example.prompt)) for example in splits["train"][:_MEASURED]]
-    scorer.typical_length = fmean(lengths)
     size, rows = args.per_device_train_batch_size, len(splits["train"])
     if size > rows:
         raise UserError(
             f"--per_device_train_batch_size {size} is larger than the {rows} training "
             f"examples: lower it to {rows} or less"
         )
+    lengths = [len(scorer.encode(example.prompt)) for example in splits["train"][:_MEASURED]]
+    scorer.typical_length = fmean(lengths)
     return splits
 
 
