@@ -20,6 +20,8 @@ def buckets(
 
     >>> list(buckets([3, 9, 4], batch_size=2))
     [[1], [2, 0]]
+    >>> list(buckets([9, 9, 9, 9], batch_size=4, typical=4.5))
+    [[0, 1], [2, 3]]
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     tokens = _SLACK * batch_size * (typical or sum(lengths) / max(1, len(lengths)))
