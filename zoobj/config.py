@@ -91,7 +91,7 @@ class ZOConfig(BaseModel):
     tune_layers: str | None = Field(
         None,
         description="where: numbers of layers (3, 10:, 2:8) or patterns of names, as in "
-        "'*.mlp.*,*norm*'; default all, but of an overlay about ten layers",
+        "'*.mlp.*,*norm*'; default all, but of an overlay every nth layer",
     )
     num_virtual_tokens: int = Field(8, ge=1, description="of --tune prompt")
     prompt_tuning_init_text: str = Field(

@@ -55,7 +55,8 @@ class Overlay:
         model: of transformers; read, never written. Hooks stay on it until ``remove``.
         kind: "steer", "scale", "lora" or "prompt"; see sites.py.
         tune_layers: the modules that get some, as patterns of names or numbers of layers by commas
-            (``10:``, ``*.mlp.*``); by default those of every nth layer, so that they are about ten.
+            (``10:``, ``*.mlp.*``); by default those of every nth layer, so that they would be about
+            ten, and for "steer" of the first 6 in 10 only.
         rank: of "lora".
         tokens: for "prompt", ids of tokens that the new ones begin as.
         units: of the sites by name; by default ``measure`` finds them.

@@ -17,6 +17,7 @@ Values = tuple[Tensor, ...]
 """What a site adds for each of several members: tensors [members, ...]."""
 
 _LAYERS = 10  # about: fewer numbers are learned sooner, and what is added travels on anyway
+_STEERED = 0.6  # of the layers, from the first: later ones have next to no part in the slope
 _COLUMNS = 64  # of low-rank factors of all members, that every row is multiplied with
 _SLICE = re.compile(r"(\d*):(\d*)|(\d+)")
 
@@ -302,7 +303,7 @@ def _matches(name: str, pattern: str) -> bool:
 def _candidates(
     model: nn.Module, kind: str, chosen: bool, rank: int, tokens: Sequence[int]
 ) -> Iterator[Site]:
-    """All there are; unless some will be chosen, in about ten layers."""
+    """All there are; unless some will be chosen, in every nth layer."""
     config: Any = model.config
     width = config.get_text_config().hidden_size
     if kind == "prompt":
@@ -316,7 +317,9 @@ def _candidates(
         yield Prompt(name, embeddings, width, tokens)
         return
     whole = layers(model)
-    for layer_name, layer in whole if chosen else whole[:: max(1, len(whole) // _LAYERS)]:
+    last = math.ceil(_STEERED * len(whole)) if kind == "steer" else len(whole)
+    usual = whole[: last : max(1, len(whole) // _LAYERS)]
+    for layer_name, layer in whole if chosen else usual:
         if kind == "steer":
             yield Steer(layer_name, layer, width)
             continue
