@@ -659,13 +659,15 @@ def test_units_are_of_what_modules_give(kind: str) -> None:
     assert site.unit == pytest.approx(typical / len(overlay.sites) ** 0.5, rel=0.006)
 
 
+@pytest.mark.parametrize(
+    ("layers", "step", "steered"), [(1, 1, 1), (3, 1, 2), (19, 1, 12), (20, 2, 12), (31, 3, 19)]
+)
 @pytest.mark.parametrize("kind", ["steer", "scale", "lora"])
-@pytest.mark.parametrize(("layers", "step"), [(3, 1), (19, 1), (20, 2), (31, 3)])
-def test_about_ten_layers_unless_chosen(kind: str, layers: int, step: int) -> None:
+def test_every_nth_layer_unless_chosen(kind: str, layers: int, step: int, steered: int) -> None:
     model = tiny.made("llama", layers=layers)
     overlay = on(model, kind)
     found = sorted({int(site.name.split(".")[2]) for site in overlay.sites})
-    assert found == list(range(0, layers, step))
+    assert found == list(range(0, steered if kind == "steer" else layers, step))
     overlay.remove()
     every = Overlay(model, kind, "0:")
     assert len({int(site.name.split(".")[2]) for site in every.sites}) == layers
