@@ -100,6 +100,30 @@ def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == ["someone/no-such-model"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "has", "slow"),
+    [
+        (torch.bfloat16, {"avx512_bf16": False, "amx_bf16": False}, True),
+        (torch.bfloat16, {"avx512_bf16": True}, False),
+        (torch.bfloat16, {"amx_bf16": True}, False),
+        (torch.float32, {}, False),
+    ],
+)
+def test_bfloat16_that_is_emulated_is_told(
+    dtype: torch.dtype,
+    has: dict[str, bool],
+    slow: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = {"architecture": "x86_64", **has}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    model, tokenizer = load_model("tiny-qa", dtype=str(dtype).removeprefix("torch."))
+    model = model.to("cpu")
+    prepare(model, tokenizer)
+    assert any("--dtype float32" in message for message in caplog.messages) == slow
+
+
 def test_a_tokenizer_without_a_pad_token_gets_one() -> None:
     model, tokenizer = load_model("tiny-qa")
     tokenizer.pad_token = None
