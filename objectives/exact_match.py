@@ -1,12 +1,17 @@
 """Exact match of generated answers."""
 
-from zoobj.objective import Batch, Objective, Score
-from zoobj.objectives.squad_text import best_over_references, normalize
+from zoobj.objectives.squad_text import SquadObjective, normalize
 
 
-class ExactMatch(Objective):
+class ExactMatch(SquadObjective):
     """1 if the completion equals an accepted answer after SQuAD's normalisation, else 0.
 
+    Args:
+        version: 1.1, or 2.0, where a question may have no answer: its accepted answers are none,
+            or texts without a word, and only a completion without a word is right.
+        no_answer: a text that says so too, such as "unanswerable", in completions and references.
+
+    >>> from zoobj import Batch
     >>> batch = Batch(prompts=["?"], references=[["old mill"]], completions=["The old mill."])
     >>> ExactMatch().score(batch)
     [1.0]
@@ -14,9 +19,5 @@ class ExactMatch(Objective):
 
     name = "exact_match"
 
-    def score(self, batch: Batch) -> list[Score]:
-        return list(best_over_references(batch, _equal))
-
-
-def _equal(completion: str, reference: str) -> float:
-    return float(normalize(completion) == normalize(reference))
+    def compare(self, completion: str, reference: str) -> float:
+        return float(normalize(completion) == normalize(reference))

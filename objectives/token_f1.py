@@ -2,27 +2,35 @@
 
 from collections import Counter
 
-from zoobj.objective import Batch, Objective, Score
-from zoobj.objectives.squad_text import best_over_references, normalize
+from zoobj.objectives.squad_text import SquadObjective, normalize
 
 
-class TokenF1(Objective):
+class TokenF1(SquadObjective):
     """Harmonic mean of word precision and recall against the best accepted answer.
 
     Words are those of SQuAD's normalisation, counted with their multiplicity. When either side
     has no words left, the score is 1 if both have none, else 0.
 
+    Args:
+        version: 1.1, or 2.0, where a question may have no answer: its accepted answers are none,
+            or texts without a word, and only a completion without a word is right.
+        no_answer: a text that says so too, such as "unanswerable", in completions and references.
+
+    >>> from zoobj import Batch
     >>> batch = Batch(
     ...     prompts=["?"], references=[["old mill", "mill"]], completions=["in the old mill"]
     ... )
     >>> TokenF1().score(batch)
     [0.8]
+    >>> unanswerable = Batch(prompts=["?"] * 2, references=[[], []], completions=["", "a mill"])
+    >>> TokenF1(version=2.0).score(unanswerable)
+    [1.0, 0.0]
     """
 
     name = "token_f1"
 
-    def score(self, batch: Batch) -> list[Score]:
-        return list(best_over_references(batch, token_f1))
+    def compare(self, completion: str, reference: str) -> float:
+        return token_f1(completion, reference)
 
 
 def token_f1(completion: str, reference: str) -> float:
