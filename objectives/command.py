@@ -122,8 +122,8 @@ class Command(External):
         except (ValueError, KeyError, RecursionError):
             program.end()  # who knows whose line the next one would be
             raise ScoreError(
-                f"it printed {answer[:60]!r} for row {number}: print one score a row on stdout, "
-                "messages on stderr"
+                f"no score for a row: it printed {answer[:60]!r}, but stdout is for scores, one a "
+                "row; messages belong on stderr"
             ) from None
         return self._checked(score, repr(self.program)), known
 

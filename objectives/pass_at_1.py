@@ -104,10 +104,10 @@ class PassAt1(Objective):
 
 
 def code_in(completion: str) -> str:
-    """The last block in ``` fences, which the end of the text may cut off; else all of it.
+    r"""The last block in ``` fences, which the end of the text may cut off; else all of it.
 
-    >>> code_in("Here it is:\\n```python\\nx = 1\\n```\\nDone.")
-    'x = 1\\n'
+    >>> code_in("Here it is:\n```python\nx = 1\n```\nDone.")
+    'x = 1\n'
     """
     blocks = _FENCE.findall(completion)
     return textwrap.dedent(blocks[-1]) if blocks else completion

@@ -37,7 +37,7 @@ class Limits:
         memory: bytes resident, looked at every 50 ms; also the address space of each process.
         disk: bytes in its directory, looked at every 50 ms.
         file: bytes of a file, of stdout and of stderr; what is written beyond fails.
-        processes: processes and threads.
+        processes: processes and threads beside the first.
     """
 
     seconds: float = 10.0
