@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from zoobj.objectives.accuracy import MCC as MCC
     from zoobj.objectives.accuracy import Accuracy as Accuracy
     from zoobj.objectives.accuracy import BalancedAccuracy as BalancedAccuracy
+    from zoobj.objectives.command import Command as Command
     from zoobj.objectives.drop_f1 import DropF1 as DropF1
     from zoobj.objectives.edit_similarity import EditSimilarity as EditSimilarity
     from zoobj.objectives.exact_match import ExactMatch as ExactMatch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from zoobj.objectives.form import JSONSchema as JSONSchema
     from zoobj.objectives.form import JSONValid as JSONValid
     from zoobj.objectives.form import RegexMatch as RegexMatch
+    from zoobj.objectives.http_endpoint import Http as Http
     from zoobj.objectives.length import Length as Length
     from zoobj.objectives.length import LengthLimit as LengthLimit
     from zoobj.objectives.length import Repetition as Repetition
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from zoobj.objectives.loglikelihood import Margin as Margin
     from zoobj.objectives.numeric import MathMatch as MathMatch
     from zoobj.objectives.numeric import NumericMatch as NumericMatch
+    from zoobj.objectives.pass_at_1 import PassAt1 as PassAt1
     from zoobj.objectives.ranking import ROCAUC as ROCAUC
     from zoobj.objectives.ranking import AveragePrecision as AveragePrecision
     from zoobj.objectives.reward import Reward as Reward
@@ -46,10 +49,12 @@ CATALOGUE = {
     "balanced_accuracy": "zoobj.objectives.accuracy:BalancedAccuracy",
     "bleu": "zoobj.objectives.translation:BLEU",
     "chrf": "zoobj.objectives.translation:ChrF",
+    "command": "zoobj.objectives.command:Command",
     "drop_f1": "zoobj.objectives.drop_f1:DropF1",
     "edit_similarity": "zoobj.objectives.edit_similarity:EditSimilarity",
     "exact_match": "zoobj.objectives.exact_match:ExactMatch",
     "f1": "zoobj.objectives.f1:F1",
+    "http": "zoobj.objectives.http_endpoint:Http",
     "json_schema": "zoobj.objectives.form:JSONSchema",
     "json_valid": "zoobj.objectives.form:JSONValid",
     "length": "zoobj.objectives.length:Length",
@@ -59,6 +64,7 @@ CATALOGUE = {
     "math_match": "zoobj.objectives.numeric:MathMatch",
     "mcc": "zoobj.objectives.accuracy:MCC",
     "numeric_match": "zoobj.objectives.numeric:NumericMatch",
+    "pass_at_1": "zoobj.objectives.pass_at_1:PassAt1",
     "precision": "zoobj.objectives.f1:Precision",
     "recall": "zoobj.objectives.f1:Recall",
     "regex_match": "zoobj.objectives.form:RegexMatch",

@@ -2,9 +2,14 @@
 
 import functools
 import math
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from endpoint import serving
 
 from zoobj import estimators, objectives
 from zoobj.estimators import Estimator
@@ -60,6 +65,34 @@ class TestLogLikelihood(ObjectiveContract):
 
 def brevity(completions: list[str], **kwargs: Any) -> list[float | None]:
     return [-float(len(text)) if text else None for text in completions]
+
+
+class TestHttp(ObjectiveContract):
+    objective, batch = "http", TEXTS
+
+    @pytest.fixture(autouse=True)
+    def server(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        with serving() as endpoint:
+            monkeypatch.setattr(type(self), "objective", f"http:{endpoint.url}")
+            yield
+
+
+LENGTHS = shlex.join([sys.executable, str(Path(__file__).with_name("lengths.py"))])
+
+
+class TestCommand(ObjectiveContract):
+    objective, batch = f"command:{LENGTHS}", TEXTS
+
+
+class TestPassAt1(ObjectiveContract):
+    objective = "pass_at_1"
+    batch = Batch(
+        prompts=PROMPTS[:3],
+        references=[["1"]] * 3,
+        rows={"tests": ["assert f(2) == 4", ["assert f(2) == 4"], ""]},
+        completions=["def f(x): return x * x", "def f(x): return x", "f = 1"],
+    )
 
 
 class TestReward(ObjectiveContract):
