@@ -9,10 +9,10 @@ UNITS = ("words", "characters")
 
 
 class Length(Objective):
-    """How many words or characters a completion has; lower is better.
+    """How many words or characters a completion has.
 
-    The plain count, for a constraint on the mean or a penalty in a weighted sum. On its own it
-    teaches a model to say nothing.
+    The plain count, for a constraint on the mean or a penalty in a weighted sum. Lower is better,
+    so on its own it teaches a model to say nothing.
 
     Args:
         unit: "words" (whatever white space separates) or "characters" (code points).
@@ -80,10 +80,10 @@ class LengthLimit(Objective):
 
 
 class Repetition(Objective):
-    """Share of a completion's n-grams that occurred in it before; lower is better.
+    """Share of a completion's n-grams that occurred in it before.
 
     1 - different n-grams / n-grams: seq-rep-n of Welleck et al. 2020 (arXiv 1908.04319, section
-    6.1), but on words. A completion of fewer than n words repeats nothing: 0.
+    6.1), but on words. A completion of fewer than n words repeats nothing: 0. Lower is better.
 
     Args:
         n: length of the n-grams.

@@ -34,9 +34,10 @@ class OneAgainstTheRest(Objective):
         odds = log_odds(np.array(batch.label_scores, dtype=float))
         if np.isnan(odds).any():
             return math.nan
-        # As ranks: the log-odds may be infinite.
-        columns = ((gold == c, np.unique(odds[:, c], return_inverse=True)[1]) for c in present)
-        return min(1.0, float(np.mean([self.area(is_it, ranks) for is_it, ranks in columns])))
+        # As ranks, since log-odds may be infinite; equal ones differ by the rounding of their sums.
+        ranks = [np.unique(odds[:, c].round(9), return_inverse=True)[1] for c in present]
+        areas = [self.area(gold == c, rank) for c, rank in zip(present, ranks, strict=True)]
+        return min(1.0, float(np.mean(areas)))
 
     def area(self, positive: Any, ranks: Any) -> float:
         """The area under the curve for one class, from 0 to 1."""
@@ -66,7 +67,7 @@ def log_odds(scores: np.ndarray) -> np.ndarray:
     from scipy.special import logsumexp
 
     with np.errstate(invalid="ignore"):  # a row of minus infinities has no odds: NaN
-        scores = scores - scores.max(axis=1, keepdims=True)  # equal odds stay equal
+        scores = scores - scores.max(axis=1, keepdims=True)
         others = [np.delete(scores, c, axis=1) for c in range(scores.shape[1])]
         return scores - np.stack([logsumexp(rest, axis=1) for rest in others], axis=1)
 

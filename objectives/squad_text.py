@@ -7,11 +7,10 @@ Rules of the official evaluations of SQuAD 1.1 (Rajpurkar et al. 2016, arXiv 160
 import re
 import string
 
-from zoobj.errors import UserError, did_you_mean
+from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score
 from zoobj.objectives.references import answers
 
-VERSIONS = ("1.1", "2.0")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -39,9 +38,8 @@ class SquadObjective(Objective):
     """
 
     def __init__(self, version: float | str = "1.1", no_answer: str = ""):
-        if str(version) not in VERSIONS:
-            hint = did_you_mean(str(version), VERSIONS)
-            raise UserError(f"{self.name}: unknown version {version!r}{hint}")
+        if str(version) not in ("1.1", "2.0"):
+            raise UserError(f"{self.name}: unknown version {version!r}; take 1.1 or 2.0")
         self.optional = str(version) == "2.0"
         if not isinstance(no_answer, str):
             raise UserError(f"{self.name}: no_answer {no_answer!r} is not a text: put it in quotes")

@@ -134,7 +134,9 @@ class ChrF(SacreBLEU):
 
 
 class SentenceChrF(ChrF):
-    """chrF of each example; arguments and scale are those of ``chrf``.
+    """chrF of each example: F2 of the characters' n-grams shared with the best answer.
+
+    Arguments and scale are those of ``chrf``; the mean over examples is not the chrF of the set.
 
     >>> batch = Batch(prompts=["?"], references=[["old mill"]], completions=["old mills"])
     >>> round(SentenceChrF().score(batch)[0], 4)
@@ -175,7 +177,9 @@ class TER(SacreBLEU):
 
 
 class SentenceTER(TER):
-    """Translation edit rate of each example; arguments and scale are those of ``ter``.
+    """Translation edit rate of each example: edits to the nearest answer, per word of an answer.
+
+    Arguments and scale are those of ``ter``; the mean over examples is not the rate of the set.
 
     >>> batch = Batch(prompts=["?"], references=[["the old mill"]], completions=["the mill there"])
     >>> round(SentenceTER().score(batch)[0], 4)

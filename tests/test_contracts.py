@@ -35,12 +35,55 @@ CHOICES = Batch(
     label_scores=[[-2.0, -0.5, -3.0], [-1.5, -1.0, -2.0], [-0.25, -4.0, -2.0], [-1.0, -3.0, -1.5]],
     reference_logprob=[-0.5, -1.5, -0.25, -1.5],
 )
+SUMS = Batch(
+    prompts=PROMPTS,
+    references=[["2 + 1 = 3\n#### 3"], ["1,000", "10^3"], ["0.5"], ["no number"]],
+    completions=["$3$", "so 999", "\\boxed{\\frac{1}{2}}", "4"],
+)
+FORMS = Batch(
+    prompts=PROMPTS,
+    references=[[]] * 4,
+    completions=['{"age": 3}', '{"age": "3"}', "by the old mill by the old mill", ""],
+    rows={"schema": [{"required": ["age"]}, '{"type": "array"}', True, False]},
+)
 
 # Objectives -----------------------------------------------------------------------------------
 
 
 class TestAccuracy(ObjectiveContract):
     objective, batch = "accuracy", CHOICES
+
+
+class TestTopTwoAccuracy(ObjectiveContract):
+    objective, batch = "accuracy:top=2", CHOICES
+
+
+class TestBalancedAccuracy(ObjectiveContract):
+    objective, batch = "balanced_accuracy", CHOICES
+
+
+class TestMCC(ObjectiveContract):
+    objective, batch = "mcc", CHOICES
+
+
+class TestPrecision(ObjectiveContract):
+    objective, batch = "precision", CHOICES
+
+
+class TestRecall(ObjectiveContract):
+    objective, batch = "recall:average=weighted", CHOICES
+
+
+class TestROCAUC(ObjectiveContract):
+    objective, batch = "roc_auc", CHOICES
+
+
+class TestAveragePrecision(ObjectiveContract):
+    objective, batch = "average_precision", CHOICES
+
+
+class TestMargin(ObjectiveContract):
+    objective, batch = "margin", CHOICES
 
 
 class TestF1(ObjectiveContract):
@@ -57,6 +100,87 @@ class TestExactMatch(ObjectiveContract):
 
 class TestTokenF1(ObjectiveContract):
     objective, batch = "token_f1", TEXTS
+
+
+class TestTokenF1OfSQuAD2(ObjectiveContract):
+    objective, batch = "token_f1:version=2.0,no_answer=by the wall", TEXTS
+
+
+class TestDropF1(ObjectiveContract):
+    objective, batch = "drop_f1", TEXTS
+
+
+class TestRouge(ObjectiveContract):
+    objective, batch = "rouge", TEXTS
+
+
+class TestRougeLsum(ObjectiveContract):
+    objective, batch = "rouge:kind=rougeLsum,stemmer=true", TEXTS
+
+
+class TestBLEU(ObjectiveContract):
+    objective, batch = "bleu:tokenize=char", TEXTS
+
+
+class TestSentenceBLEU(ObjectiveContract):
+    objective, batch = "sentence_bleu", TEXTS
+
+
+class TestChrF(ObjectiveContract):
+    objective, batch = "chrf", TEXTS
+
+
+class TestSentenceChrF(ObjectiveContract):
+    objective, batch = "sentence_chrf:word_order=2", TEXTS
+
+
+class TestTER(ObjectiveContract):
+    objective, batch = "ter", TEXTS
+
+
+class TestSentenceTER(ObjectiveContract):
+    objective, batch = "sentence_ter", TEXTS
+
+
+class TestEditSimilarity(ObjectiveContract):
+    objective, batch = "edit_similarity", TEXTS
+
+
+class TestNumericMatch(ObjectiveContract):
+    objective, batch = "numeric_match", SUMS
+
+
+class TestMathMatch(ObjectiveContract):
+    objective, batch = "math_match", SUMS
+
+
+class TestRegexMatch(ObjectiveContract):
+    objective, batch = r"regex_match:.*\w{5}.*", FORMS
+
+
+class TestJSONValid(ObjectiveContract):
+    objective, batch = "json_valid", FORMS
+
+
+class TestJSONSchema(ObjectiveContract):
+    objective = objectives.JSONSchema({"properties": {"age": {"type": "integer"}}})
+    batch = FORMS
+
+
+class TestJSONSchemaOfEachRow(ObjectiveContract):
+    objective, batch = "json_schema:column=schema", FORMS
+
+
+class TestLength(ObjectiveContract):
+    objective, batch = "length", FORMS
+
+
+class TestLengthLimit(ObjectiveContract):
+    objective, batch = "length_limit:max=4,min=1", FORMS
+
+
+class TestRepetition(ObjectiveContract):
+    objective, batch = "repetition", FORMS
 
 
 class TestLogLikelihood(ObjectiveContract):
