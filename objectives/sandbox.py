@@ -6,6 +6,7 @@ hole here. Against that, put the whole run into a container or a virtual machine
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -99,8 +100,8 @@ def run(code: str, stdin: str = "", limits: Limits | None = None, weak: bool = F
         said = _watched({**order, "directory": str(inside), "weak": weak, **asdict(limits)})
         if missing := said.get("missing"):
             _warn(", ".join(missing))
-        written = [_read(place / name, limits.file) for name in ("stdout", "stderr")]
-        return Completed(said["status"], *written, said.get("killed"), said["seconds"])
+        out, err = (_read(place / name, limits.file) for name in ("stdout", "stderr"))
+        return Completed(said["status"], out, err, said.get("killed"), said["seconds"])
     except OSError as error:
         raise SandboxError(f"the sandbox could not be set up: {error}") from error
     finally:
@@ -159,8 +160,12 @@ def _read(path: Path, limit: int) -> str:
 
 def _remove(place: Path) -> None:
     try:
+        for path, names, _ in os.walk(place):  # it may have shut some, even to itself
+            for folder in (os.path.join(path, name) for name in names):
+                if not os.path.islink(folder):
+                    os.chmod(folder, 0o700)
         shutil.rmtree(place)
-    except (OSError, RecursionError) as error:  # folders without rights, or too deep
+    except (OSError, RecursionError) as error:
         logger.warning("sandbox: %s is left behind: %s", place, error)
 
 

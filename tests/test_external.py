@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import ssl
@@ -391,7 +392,7 @@ def program(tmp_path: Path) -> Maker:
         loop = (
             "\nfor line in sys.stdin:\n    row = json.loads(line)\n    text = row['completion']\n"
         )
-        path.write_text(head + loop + textwrap.indent(textwrap.dedent(body), "    "))
+        path.write_text(head + loop + textwrap.indent(textwrap.dedent(body), "    ") + "\n")
         return f"{sys.executable} -S {path}"
 
     return make
@@ -736,3 +737,27 @@ def test_by_several_threads(made: Callable[..., Command]) -> None:
     for thread in threads:
         thread.join()
     assert out == [True] * 80
+
+
+# In a run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["http", "command"])
+def test_a_run_on_scores_from_outside(kind: str, tmp_path: Path) -> None:
+    """Both like short answers; tiny-qa learns to give them, from every score there is."""
+    from zoobj import ZOConfig, ZOTrainer
+
+    with serving() as server:
+        lengths_program = shlex.join([sys.executable, str(ROOT / "tests" / "lengths.py")])
+        spec = {"http": server.url, "command": lengths_program}[kind]
+        args = ZOConfig(
+            output_dir=str(tmp_path / "out"),
+            objective=f"{kind}:{spec}",
+            max_evals=2560,
+            max_test_samples=50,
+            max_eval_samples=50,
+        )
+        result = ZOTrainer(model="tiny-qa", task="squad_mini", args=args).train()
+    assert result.failed == 0
+    assert result.verdict == "improved"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ import pytest
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, ScoreError, as_objective
-from zoobj.objectives import PassAt1, pass_at_1, sandbox
+from zoobj.objectives import PassAt1, lock, pass_at_1, sandbox
 from zoobj.objectives.sandbox import MIB, Completed, Limits, SandboxError, check, run
 from zoobj.signal import judge
 
@@ -402,8 +403,20 @@ def test_many_files_or_folders(more: str) -> None:
     assert done.killed == "disk", done
 
 
-def test_folders_without_rights_are_removed_all_the_same() -> None:
-    assert tried("import os; os.mkdir('x', 0); os.mkdir('y')").status == 0
+def test_all_is_removed_and_links_are_not_followed(folder: Path) -> None:
+    ours = folder / "ours"
+    ours.mkdir(mode=0o755)
+    done = tried(
+        f"""
+        import os
+        os.mkdir('x')
+        os.mkdir('x/y', 0)
+        os.symlink({str(ours)!r}, 'link')
+        os.symlink({str(ours)!r}, 'x/link')
+        """
+    )
+    assert done.status == 0, done.stderr
+    assert ours.stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
@@ -412,6 +425,23 @@ def test_endless_output(stream: str) -> None:
     assert done.status != 0
     assert done.killed is None
     assert len(getattr(done, stream)) == MIB
+
+
+@pytest.mark.parametrize(
+    ("column", "header"),
+    [(0, "x86_64-linux-gnu/asm/unistd_64.h"), (1, "asm-generic/unistd.h")],
+    ids=["x86_64", "aarch64"],
+)
+def test_numbers_of_system_calls(column: int, header: str) -> None:
+    """As the kernel's headers have them, so far as they know them."""
+    path = Path("/usr/include") / header
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    known = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", path.read_text()))
+    ours = {**lock.DENIED, **lock.ON_ITSELF, "clone": lock.CLONE, "clone3": lock.CLONE3}
+    there = {name for name in ours if name in known}
+    assert len(there) > 40
+    assert {name: ours[name][column] for name in there} == {n: int(known[n]) for n in there}
 
 
 # When things go wrong around it ---------------------------------------------------------------
