@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from zoobj.objectives.accuracy import MCC as MCC
     from zoobj.objectives.accuracy import Accuracy as Accuracy
     from zoobj.objectives.accuracy import BalancedAccuracy as BalancedAccuracy
+    from zoobj.objectives.combined import Sum as Sum
     from zoobj.objectives.command import Command as Command
     from zoobj.objectives.drop_f1 import DropF1 as DropF1
     from zoobj.objectives.edit_similarity import EditSimilarity as EditSimilarity
+    from zoobj.objectives.evaluate_metric import Evaluate as Evaluate
     from zoobj.objectives.exact_match import ExactMatch as ExactMatch
     from zoobj.objectives.f1 import F1 as F1
     from zoobj.objectives.f1 import Precision as Precision
@@ -34,8 +36,11 @@ if TYPE_CHECKING:
     from zoobj.objectives.ranking import ROCAUC as ROCAUC
     from zoobj.objectives.ranking import AveragePrecision as AveragePrecision
     from zoobj.objectives.reward import Reward as Reward
+    from zoobj.objectives.reward_model import RewardModel as RewardModel
     from zoobj.objectives.rouge import Rouge as Rouge
+    from zoobj.objectives.sklearn_metric import Sklearn as Sklearn
     from zoobj.objectives.token_f1 import TokenF1 as TokenF1
+    from zoobj.objectives.torch_metric import TorchMetric as TorchMetric
     from zoobj.objectives.translation import BLEU as BLEU
     from zoobj.objectives.translation import TER as TER
     from zoobj.objectives.translation import ChrF as ChrF
@@ -52,6 +57,7 @@ CATALOGUE = {
     "command": "zoobj.objectives.command:Command",
     "drop_f1": "zoobj.objectives.drop_f1:DropF1",
     "edit_similarity": "zoobj.objectives.edit_similarity:EditSimilarity",
+    "evaluate": "zoobj.objectives.evaluate_metric:Evaluate",
     "exact_match": "zoobj.objectives.exact_match:ExactMatch",
     "f1": "zoobj.objectives.f1:F1",
     "http": "zoobj.objectives.http_endpoint:Http",
@@ -70,13 +76,17 @@ CATALOGUE = {
     "regex_match": "zoobj.objectives.form:RegexMatch",
     "repetition": "zoobj.objectives.length:Repetition",
     "reward": "zoobj.objectives.reward:Reward",
+    "reward_model": "zoobj.objectives.reward_model:RewardModel",
     "roc_auc": "zoobj.objectives.ranking:ROCAUC",
     "rouge": "zoobj.objectives.rouge:Rouge",
     "sentence_bleu": "zoobj.objectives.translation:SentenceBLEU",
     "sentence_chrf": "zoobj.objectives.translation:SentenceChrF",
     "sentence_ter": "zoobj.objectives.translation:SentenceTER",
+    "sklearn": "zoobj.objectives.sklearn_metric:Sklearn",
+    "sum": "zoobj.objectives.combined:Sum",
     "ter": "zoobj.objectives.translation:TER",
     "token_f1": "zoobj.objectives.token_f1:TokenF1",
+    "torchmetrics": "zoobj.objectives.torch_metric:TorchMetric",
 }
 _EXPORTS = {target.partition(":")[2]: target.partition(":")[0] for target in CATALOGUE.values()}
 __all__ = sorted(_EXPORTS)

@@ -26,11 +26,17 @@ class Reward(Objective):
 
     In a task of choices, completions are the texts of the predicted choices.
 
+    TRL gives prompts and completions as texts or, of conversational data, as lists of messages. A
+    function can't be asked which it is made for, so it is told: with ``conversational`` a prompt
+    is ``[{"role": "user", "content": ...}]`` and a completion the assistant's message, likewise. In
+    a spec: ``reward:rewards.py:function:conversational=true``.
+
     Args:
         fn: the function, ``path/file.py:function`` or ``package.module:function``.
         name: in logs and results; by default the function's own name.
         higher_is_better: False for an error to be minimised.
         bounds: (lowest, highest) value, None where unknown; needed for ``on_error=floor``.
+        conversational: prompts and completions are lists of messages.
 
     Raises:
         UserError: no such function, or one with parameters that can't be filled.
@@ -47,10 +53,12 @@ class Reward(Objective):
         name: str | None = None,
         higher_is_better: bool = True,
         bounds: Bounds = (None, None),
+        conversational: bool = False,
     ):
         self.fn, self.where = _function(fn)
         self.name = name or str(getattr(self.fn, "__name__", type(self.fn).__name__))
         self.higher_is_better, self.bounds = higher_is_better, tuple(bounds)  # type: ignore[assignment]
+        self.conversational = conversational
         try:
             parameters = inspect.signature(self.fn).parameters
         except ValueError as error:  # some of those written in C
@@ -111,6 +119,9 @@ class Reward(Objective):
         given: dict[str, Any] = dict(batch.rows)
         given |= {"prompts": batch.prompts, "references": batch.references}
         given["completions"] = batch.completions
+        if self.conversational:
+            given["prompts"] = _messages("user", batch.prompts)
+            given["completions"] = _messages("assistant", batch.completions or [])
         given["label_scores"] = batch.label_scores
         given["reference_logprob"] = batch.reference_logprob
         generated = batch.predictions is None
@@ -151,6 +162,10 @@ def _function(fn: str | Callable[..., Any]) -> tuple[Callable[..., Any], str]:
     name = getattr(fn, "__name__", type(fn).__name__)
     file = getattr(getattr(fn, "__code__", None), "co_filename", None)
     return fn, f"{Path(file).name if file else 'reward'}, function {name!r}"
+
+
+def _messages(role: str, texts: Sequence[str]) -> list[list[dict[str, str]]]:
+    return [[{"role": role, "content": text}] for text in texts]
 
 
 def _wait_for(awaitable: Awaitable[Any]) -> Any:

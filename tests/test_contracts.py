@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+import torch
 from endpoint import serving
 
 from zoobj import estimators, objectives
 from zoobj.estimators import Estimator
 from zoobj.estimators.population import Population
 from zoobj.estimators.zo_sgd import ZOSGD
-from zoobj.objective import Batch, Objective, Score
+from zoobj.objective import Batch, Objective, Score, as_objective
+from zoobj.registry import find
 from zoobj.task import Row, Task
 from zoobj.tasks import SST2, SquadMini
 from zoobj.testing import EstimatorContract, ObjectiveContract, TaskContract
@@ -231,6 +234,76 @@ class TestSetLevelReward(ObjectiveContract):
     objective, batch = objectives.Reward(share), CHOICES
 
 
+class TestChatReward(ObjectiveContract):
+    objective, batch = objectives.Reward(brevity, conversational=True), TEXTS
+
+
+class Share:
+    """A metric in evaluate's shape."""
+
+    def compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"share": share(predictions, references)}
+
+
+class TestEvaluate(ObjectiveContract):
+    objective, batch = Share(), CHOICES
+
+
+class TestSklearn(ObjectiveContract):
+    objective, batch = "sklearn:f1_score:average=macro", CHOICES
+
+
+class TestSklearnScorer(ObjectiveContract):
+    objective, batch = "sklearn:neg_log_loss", CHOICES
+
+
+class TestTorchMetric(ObjectiveContract):
+    objective = "torchmetrics:classification.MulticlassF1Score:num_classes=3"
+    batch = CHOICES
+
+
+class TestTorchMetricOfTexts(ObjectiveContract):
+    objective, batch = "torchmetrics:text.WordErrorRate", TEXTS
+
+
+class TestSum(ObjectiveContract):
+    objective = objectives.TokenF1() + 0.5 * objectives.ExactMatch() - 0.01 * as_objective(brevity)
+    batch = TEXTS
+
+
+class TestSetLevelSum(ObjectiveContract):
+    objective, batch = objectives.F1() + 0.5 * objectives.Accuracy(), CHOICES
+
+
+class TestSumWithLimit(ObjectiveContract):
+    objective = objectives.Sum(["token_f1", {"name": "exact_match", "at_most": 0.25}])
+    batch = TEXTS
+
+
+class TestLexicographicSum(ObjectiveContract):
+    objective = objectives.Sum(
+        ["token_f1", {"name": "exact_match", "at_most": 0.25}], lexicographic=True
+    )
+    batch = TEXTS
+
+
+def classifier() -> Any:
+    """A sequence classifier of random weights, and a tokenizer of letters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: i for i, letter in enumerate("#abcdefghijklmnopqrstuvwxyz")}
+    backend = Tokenizer(models.WordLevel(letters, unk_token="#"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="#")
+    model = tiny.made("bert classifier", dtype=torch.float64)
+    return objectives.RewardModel(model, label=0, tokenizer=tokenizer, batch_size=2)
+
+
+class TestRewardModel(ObjectiveContract):
+    objective, batch = classifier(), TEXTS
+
+
 # Tasks ----------------------------------------------------------------------------------------
 
 
@@ -288,8 +361,8 @@ def kept(contract: type) -> set[Any]:
 
 
 def test_every_registered_objective_is_above() -> None:
-    specs = {str(spec).partition(":")[0] for spec in kept(ObjectiveContract)}
-    assert set(objectives.CATALOGUE) <= specs | {"reward"}
+    kinds = {type(as_objective(objective)) for objective in kept(ObjectiveContract)}
+    assert {find("objective", name).thing for name in objectives.CATALOGUE} <= kinds
 
 
 def test_every_registered_method_is_above() -> None:

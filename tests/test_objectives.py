@@ -288,9 +288,10 @@ def refused(thing: Any) -> str:
     return message
 
 
-@pytest.mark.parametrize("thing", [3, None, ["accuracy"], int, {"name": "x"}])
+@pytest.mark.parametrize("thing", [3, None, int, [3], {"name": 3}])
 def test_things_that_are_no_objective(thing: Any) -> None:
-    assert f"{thing!r} is no objective: give a name, an Objective or a function" in refused(thing)
+    shown = 3 if isinstance(thing, (list, dict)) else thing
+    assert f"{shown!r} is no objective: give a name, an Objective, a function" in refused(thing)
 
 
 @pytest.mark.parametrize("thing", [F1, Reward])

@@ -115,6 +115,20 @@ def test_text_without_equals_is_one_positional_argument() -> None:
     assert registry.build("objective", "reward:rewards.py:brevity").fn == "rewards.py:brevity"
 
 
+@pytest.mark.parametrize("text", ["rewards.py:brevity", "brevity"])
+def test_text_before_arguments_is_positional(text: str) -> None:
+    made = registry.find("objective", f"reward:{text}:name=my score,url=http://host:80/x")
+    assert made.args == (text,)
+    assert made.kwargs == {"name": "my score", "url": "http://host:80/x"}
+
+
+def test_specs_of_a_setting() -> None:
+    told = ["a", {"name": "b:k=1", "weight": 2}, {"name": 3}, {"parts": ["c", {"name": "d"}]}]
+    assert registry.specs(told) == ["a", "b:k=1", "c", "d"]
+    assert registry.specs({"parts": ["a"], "name": "label"}) == registry.specs("a") == ["a"]
+    assert registry.specs(None) == []
+
+
 def test_further_arguments_come_from_the_caller() -> None:
     assert registry.build("objective", "accuracy:top=5", name="x").name == "x"
 

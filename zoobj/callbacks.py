@@ -4,12 +4,14 @@ Names of what is logged, as TRL has them where it has any; trackers put train/ b
 eval/ and test/ instead of eval_ and test_:
 
     reward                  mean of the values of the step's offsets
-    rewards/NAME/mean       the same, by the objective's name
+    rewards/NAME/mean       the same, by the objective's name; of a combination also each part's,
+                            with std, min, max, failed and its terms: see zoobj.parts
     frac_reward_zero_std    share of the step's pairs that tie
     flip_rate               share of its examples whose score differs between the sides
     tie_rate                share of all steps so far that tied
     learning_rate, eps, failed, evals, step_time, epoch
-    eval_NAME, test_NAME    the objective on validation and test; also _runtime, _samples
+    eval_NAME, test_NAME    the objective on validation and test; also _runtime, _samples, and
+                            _rewards/NAME/mean ... of the parts
 """
 
 import dataclasses
@@ -77,6 +79,7 @@ class Callbacks:
             f"{prefix}_samples": line["n"],
             f"{prefix}_runtime": line["seconds"],
             "epoch": self.state.epoch,
+            **{f"{prefix}_{name}": value for name, value in _of_parts(line).items()},
         }
         self.log(metrics)
         self.tell("on_evaluate", metrics=metrics)
@@ -89,6 +92,7 @@ def step_logs(line: Line, objective: str, pairs: Sequence[Any], tie_rate: float)
     return {
         "reward": reward,
         f"rewards/{objective}/mean": reward,
+        **_of_parts(line),
         "frac_reward_zero_std": sum(pair.tie for pair in pairs) / max(1, len(pairs)),
         "flip_rate": line["flips"] / max(1, line["n"]),
         "tie_rate": tie_rate,
@@ -97,6 +101,14 @@ def step_logs(line: Line, objective: str, pairs: Sequence[Any], tie_rate: float)
         "eps": line["eps"],
         "evals": line["evals"],
         "step_time": line["seconds"],
+    }
+
+
+def _of_parts(line: Line) -> dict[str, Any]:
+    return {
+        f"rewards/{name}/{figure}": value
+        for name, figures in line.get("rewards", {}).items()
+        for figure, value in figures.items()
     }
 
 

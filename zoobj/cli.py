@@ -294,11 +294,11 @@ def _env(args: argparse.Namespace) -> int:
 
 def _check_names(settings: Any) -> None:
     """A misspelt name is told at once, before the seconds it takes to import transformers."""
-    from zoobj.registry import find
+    from zoobj.registry import find, specs
 
     find("task", settings.task)
-    if settings.objective is not None:
-        find("objective", settings.objective)
+    for spec in specs(settings.objective):
+        find("objective", spec)
     find("method", settings.method)
 
 

@@ -58,7 +58,11 @@ class ZOConfig(BaseModel):
     max_eval_samples: int | None = Field(None, ge=1, description="use the first N of validation")
     max_test_samples: int | None = Field(None, ge=1, description="use the first N of test")
 
-    objective: str | None = Field(None, description="name, file.py:function; default: the task's")
+    objective: str | list[Any] | dict[str, Any] | None = Field(
+        None,
+        description="name, file.py:function, or a list of them with weights and limits, as in "
+        "'[token_f1, {name: length, at_most: 5}]'; default: the task's",
+    )
     on_error: Literal["drop", "raise", "floor"] = Field(
         "drop", description="what becomes of an example that could not be scored"
     )
@@ -161,6 +165,19 @@ class ZOConfig(BaseModel):
         """Flags arrive as text; what is no word for yes or no is a path."""
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         return words.get(value.lower(), value) if isinstance(value, str) else value
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _list_in_a_flag(cls, value: Any) -> Any:
+        """Flags arrive as text; a list or mapping is written as in YAML."""
+        if not (isinstance(value, str) and value.lstrip().startswith(("[", "{"))):
+            return value
+        import yaml
+
+        try:
+            return yaml.safe_load(value)
+        except Exception as error:  # PyYAML lets through what its constructors of values raise
+            raise ValueError(f"it is not YAML: {error}") from None
 
     def __init__(self, **settings: Any):
         try:

@@ -12,6 +12,7 @@ from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.files import write_json
 from zoobj.objective import Batch, Objective, as_objective, is_score
+from zoobj.parts import rewards
 from zoobj.registry import find
 from zoobj.scoring import as_batch, check_needs
 from zoobj.signal import Outcome, judge
@@ -61,6 +62,7 @@ def evaluate(
         truncated=scorer.truncated(examples),
         value=outcome.value,
         stderr=_standard_error(outcome),
+        **rewards(objective, [outcome]),
     )
     if output is not None:
         write_json(Path(output).expanduser(), dict(result))
@@ -101,8 +103,9 @@ def _check_gold(task: Task, objective: Objective, examples: list[Example]) -> st
     if outcome.error is not None:
         raise UserError(outcome.error)
     best = objective.bounds[1 if objective.higher_is_better else 0]
-    if best is None:
-        return f"{objective.name} of the gold answers: {outcome.value:.4f} (no upper bound)"
+    if best is None or objective.parts:  # gold may be the best in each, or break a limit
+        why = "no upper bound" if best is None else "a combination"
+        return f"{objective.name} of the gold answers: {outcome.value:.4f} ({why})"
     if outcome.value != best:
         raise UserError(
             f"task {task.name}: the gold answers score {outcome.value:.4f} on {objective.name}, "

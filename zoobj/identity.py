@@ -12,6 +12,7 @@ from zoobj.config import MAY_CHANGE_ON_RESUME, ZOConfig, read_yaml
 from zoobj.errors import UserError
 from zoobj.log import FORMAT, Line
 from zoobj.overlay import overlay_of
+from zoobj.registry import specs
 
 _KEYS = (
     "format",
@@ -177,10 +178,15 @@ def _code(args: ZOConfig) -> dict[str, str]:
     """Fingerprints of the files that objective, task and method come from, if they do."""
     found = {}
     for what in ("objective", "task", "method"):
-        for part in re.split("[:,=]", str(getattr(args, what))):
-            file = Path(part).expanduser()
-            if file.suffix in (".py", ".yaml", ".yml") and file.is_file():
-                found[what] = _digest(file.read_bytes())
+        parts = [part for spec in specs(getattr(args, what)) for part in re.split("[:,=]", spec)]
+        files = [Path(part).expanduser() for part in parts]
+        code = [
+            file.read_bytes()
+            for file in files
+            if file.suffix in (".py", ".yaml", ".yml") and file.is_file()
+        ]
+        if code:
+            found[what] = _digest(b"".join(code))
     return found
 
 

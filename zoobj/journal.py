@@ -8,7 +8,7 @@ from typing import Any
 
 from zoobj.files import append_text, jsonable
 from zoobj.log import ORIGIN, opened, sealed
-from zoobj.objective import COLUMNS
+from zoobj.objective import COLUMNS, Batch
 from zoobj.scoring import as_batch
 from zoobj.signal import Outcome
 from zoobj.task import Example
@@ -36,9 +36,7 @@ class Journal:
         record = self._records.get(key)
         if record is None:
             return None
-        batch = as_batch(examples, **json.loads(record["columns"]))
-        value = math.nan if record["value"] is None else record["value"]
-        return Outcome(batch, record["scores"], value)
+        return _restored(record, as_batch(examples, **json.loads(record["columns"])))
 
     def note(self, key: str) -> Any:
         """What was put beside an outcome."""
@@ -52,8 +50,7 @@ class Journal:
         record = {
             "key": key,
             "columns": json.dumps(filled),  # as text, since log-probabilities may be infinite
-            "scores": outcome.scores,
-            "value": jsonable(outcome.value),
+            **_kept(outcome),
             "note": note,
         }
         line = sealed(record, ORIGIN, {}) + "\n"
@@ -65,3 +62,22 @@ class Journal:
         """Forget all: they are in the log now."""
         self.path.unlink(missing_ok=True)
         self._records.clear()
+
+
+def _kept(outcome: Outcome) -> dict[str, Any]:
+    """What was paid for, without the batch, which the parts of a combination share."""
+    kept: dict[str, Any] = {"scores": outcome.scores, "value": jsonable(outcome.value)}
+    groups = {"parts": outcome.parts, "beside": outcome.beside}
+    for group, parts in groups.items():
+        if parts:
+            kept[group] = {name: _kept(part) for name, part in parts.items()}
+    return kept
+
+
+def _restored(kept: dict[str, Any], batch: Batch) -> Outcome:
+    parts, beside = (
+        {name: _restored(part, batch) for name, part in kept.get(group, {}).items()}
+        for group in ("parts", "beside")
+    )
+    value = math.nan if kept["value"] is None else kept["value"]
+    return Outcome(batch, kept["scores"], value, parts=parts, beside=beside)

@@ -7,7 +7,7 @@ NaN or infinity means "could not be scored" and never counts as a number.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeGuard
 
@@ -69,6 +69,13 @@ class Objective:
         bounds: (lowest, highest) possible value, None where there is no limit.
         needs: the columns of ``Batch`` that scoring has to fill.
         decomposable: the value is the mean of per-example scores.
+        parts: of a combination, what it is made of, by name. The engine scores each of them, once,
+            and gives their numbers to ``combine``; an example that one of them could not score
+            counts as not scored.
+        beside: what is scored along with them and logged, and counts for nothing.
+        terms: figures that the log has of each of ``parts`` and ``beside``, such as its weight.
+
+    Objectives can be added, subtracted and multiplied by weights; see ``zoobj.objectives.Sum``.
 
     >>> class Brevity(Objective):
     ...     name, bounds = "brevity", (None, 0.0)
@@ -83,6 +90,9 @@ class Objective:
     bounds: tuple[float | None, float | None] = (0.0, 1.0)
     needs: frozenset[str] = frozenset({"completions"})
     decomposable: bool = True
+    parts: Mapping[str, "Objective"] = {}
+    beside: Mapping[str, "Objective"] = {}
+    terms: Mapping[str, Mapping[str, float]] = {}
 
     def score(self, batch: Batch) -> list[Score]:
         """Per-example scores, one for each of the B examples, in order; None = not scorable."""
@@ -98,6 +108,27 @@ class Objective:
         known = [s for s in (self.score(batch) if scores is None else scores) if is_score(s)]
         return math.fsum(known) / len(known) if known else math.nan
 
+    def combine(self, numbers: Mapping[str, Score]) -> Score:
+        """One number from those of ``parts``, of an example if it is decomposable, else of a set.
+
+        None where one of them is None or NaN.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has parts and must define combine()")
+
+    def __add__(self, other: Any) -> "Objective":
+        return as_objective([self, other])
+
+    def __mul__(self, weight: float) -> "Objective":
+        return as_objective([{"name": self, "weight": weight}])
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Objective":
+        return self * -1.0
+
+    def __sub__(self, other: Any) -> "Objective":
+        return self + -as_objective(other)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
@@ -107,11 +138,15 @@ def is_score(score: Score) -> TypeGuard[float]:
     return score is not None and math.isfinite(score)
 
 
-def as_objective(thing: "str | Objective | type[Objective] | Callable[..., Any]") -> Objective:
-    """An Objective from what a user has: a spec, a class, an instance or a plain function.
+def as_objective(thing: Any) -> Objective:
+    """An Objective from what a user has.
 
-    A function has TRL's signature, ``f(prompts, completions, <columns>, **kwargs) -> list``, or is
-    set-level, ``f(predictions, references) -> float``; it becomes the objective ``reward``.
+    * a spec, an Objective or a class of one;
+    * a function: of TRL's signature, ``f(prompts, completions, <columns>, **kwargs) -> list``, or
+      set-level, ``f(predictions, references) -> float``; see the objective ``reward``;
+    * a metric of torchmetrics, or of evaluate and whatever has ``compute(predictions=,
+      references=)`` as theirs; see ``torchmetrics`` and ``evaluate``;
+    * a list of these, or of mappings with their weights and limits; see ``sum``.
 
     Raises:
         UserError: it is none of these, or lacks part of the contract.
@@ -119,14 +154,33 @@ def as_objective(thing: "str | Objective | type[Objective] | Callable[..., Any]"
     made = build("objective", thing) if isinstance(thing, str) else thing
     if inspect.isclass(made) and issubclass(made, Objective):
         made = call(made, f"objective {made.__name__}")
-    if not isinstance(made, Objective):
-        if not callable(made) or inspect.isclass(made):
-            raise UserError(
-                f"{thing!r} is no objective: give a name, an Objective or a function of "
-                "prompts and completions"
-            )
-        made = build("objective", "reward", fn=made)
-    return _checked(made)
+    return _checked(made if isinstance(made, Objective) else _adapted(made))
+
+
+def _adapted(thing: Any) -> Objective:
+    """The adapter for things of this shape, by its registered name."""
+    if isinstance(thing, Mapping):
+        told = thing if "parts" in thing else {"parts": [thing]}
+        return build("objective", "sum", **{str(key): value for key, value in told.items()})
+    if isinstance(thing, Sequence):
+        return build("objective", "sum", parts=thing)
+    methods = {
+        name
+        for name in ("reset", "update", "compute", "_score_func", "__call__")
+        if not inspect.isclass(thing) and callable(getattr(thing, name, None))
+    }
+    if {"reset", "update", "compute"} <= methods:
+        return build("objective", "torchmetrics", metric=thing)
+    if "compute" in methods:
+        return build("objective", "evaluate", metric=thing)
+    if "_score_func" in methods:
+        return build("objective", "sklearn", metric=thing)
+    if "__call__" in methods:
+        return build("objective", "reward", fn=thing)
+    raise UserError(
+        f"{thing!r} is no objective: give a name, an Objective, a function of prompts and "
+        "completions, a metric with compute(), or a list of these"
+    )
 
 
 def _checked(objective: Objective) -> Objective:

@@ -59,8 +59,9 @@ def catalogue(kind: str) -> dict[str, str]:
 def find(kind: str, spec: str) -> Found:
     """Look up ``name[:key=value,...]``, ``pkg.mod:attr[:...]`` or ``path/file.py:attr[:...]``.
 
-    Text after a registered name that holds no ``=`` is one positional argument:
-    ``reward:rewards.py:brevity`` is ``Reward("rewards.py:brevity")``.
+    Text after a registered name that holds no ``=`` is one positional argument, also before others:
+    ``reward:rewards.py:brevity`` is ``Reward("rewards.py:brevity")``, and
+    ``sklearn:f1_score:average=macro`` is ``Sklearn("f1_score", average="macro")``.
 
     Raises:
         UserError: nothing goes by that name; the message has the closest one.
@@ -84,7 +85,20 @@ def find(kind: str, spec: str) -> Found:
     return Found(thing, f"{match['where']}:{match['attr']}", *_arguments(match["rest"] or "", spec))
 
 
-def build(kind: str, spec: str, **more: Any) -> Any:
+def specs(told: Any) -> list[str]:
+    """The specs in a setting: itself, or those of a list of parts and of mappings with a ``name``.
+
+    >>> specs(["exact_match", {"name": "reward:rewards.py:brevity", "weight": 0.1}])
+    ['exact_match', 'reward:rewards.py:brevity']
+    """
+    if isinstance(told, dict):
+        told = told["parts"] if "parts" in told else told.get("name")
+    if isinstance(told, (list, tuple)):
+        return [spec for part in told for spec in specs(part)]
+    return [told] if isinstance(told, str) else []
+
+
+def build(kind: str, spec: str, /, **more: Any) -> Any:
     """Find a class by spec and make an instance; a function or an instance comes back as it is."""
     thing, where, args, kwargs = find(kind, spec)
     if not inspect.isclass(thing):
@@ -188,15 +202,16 @@ def _attribute(module: ModuleType, where: str, attr: str) -> Any:
 
 
 def _arguments(rest: str, spec: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """``"k=1,name=x"`` -> ``((), {"k": 1, "name": "x"})``; text without ``=`` is positional."""
+    """``"text:k=1,name=x"`` -> ``(("text",), {"k": 1, "name": "x"})``; either may be left out."""
     import yaml
 
     if not rest:
         return (), {}
     if "=" not in rest:
         return (rest,), {}
+    text, colon, _ = rest.partition("=")[0].rpartition(":")
     kwargs = {}
-    for part in rest.split(","):
+    for part in rest[len(text + colon) :].split(","):
         key, equals, value = part.partition("=")
         try:
             kwargs[key.strip()] = yaml.safe_load(value)
@@ -204,4 +219,4 @@ def _arguments(rest: str, spec: str) -> tuple[tuple[str, ...], dict[str, Any]]:
             equals = ""
         if not (equals and key.strip().isidentifier()):
             raise UserError(f"{spec!r}: {part!r} is no key=value; separate several by commas")
-    return (), kwargs
+    return ((text,) if text else ()), kwargs

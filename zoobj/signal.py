@@ -1,8 +1,8 @@
 """Values -> losses: failed scores, pairs on the same examples, ties, paired statistics."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -25,19 +25,28 @@ class Outcome:
         scores: one for each, None where it could not be scored; None for a set-level objective.
         value: the objective's number over those that could, NaN if none could.
         error: what went wrong, where something did.
+        parts, beside: the outcomes of a combination's, by name.
     """
 
     batch: Batch
     scores: list[Score] | None
     value: float
     error: str | None = None
+    parts: Mapping[str, "Outcome"] = field(default_factory=dict)
+    beside: Mapping[str, "Outcome"] = field(default_factory=dict)
+
+    @property
+    def known(self) -> list[int]:
+        """Positions of the examples that could be scored; of a combination, by each part."""
+        if self.scores is not None:
+            return [i for i, score in enumerate(self.scores) if is_score(score)]
+        everyone = range(len(self.batch)) if is_score(self.value) else range(0)
+        return sorted(set(everyone).intersection(*(part.known for part in self.parts.values())))
 
     @property
     def failed(self) -> int:
         """How many examples could not be scored."""
-        if self.scores is None:
-            return 0 if is_score(self.value) else len(self.batch)
-        return sum(not is_score(score) for score in self.scores)
+        return len(self.batch) - len(self.known)
 
 
 def judge(objective: Objective, batch: Batch, on_error: OnError = "drop") -> Outcome:
@@ -52,6 +61,8 @@ def judge(objective: Objective, batch: Batch, on_error: OnError = "drop") -> Out
     Raises:
         UserError: with ``raise``, on an exception, a wrong length, None or NaN.
     """
+    if objective.parts:
+        return _judge_parts(objective, batch, on_error)
     try:
         if objective.decomposable:
             scores: list[Score] | None = _checked(objective, batch)
@@ -66,6 +77,19 @@ def judge(objective: Objective, batch: Batch, on_error: OnError = "drop") -> Out
         scores = [None] * len(batch) if objective.decomposable else None
         return _settled(objective, Outcome(batch, scores, math.nan, text), on_error)
     return _settled(objective, Outcome(batch, scores, value), on_error)
+
+
+def _judge_parts(objective: Objective, batch: Batch, on_error: OnError) -> Outcome:
+    """The same for a combination; each part is scored once, and has the policy applied."""
+    parts = {name: judge(part, batch, on_error) for name, part in objective.parts.items()}
+    beside = {name: judge(part, batch) for name, part in objective.beside.items()}
+    error = next((part.error for part in parts.values() if part.error), None)
+    if not objective.decomposable:
+        total = objective.combine({name: part.value for name, part in parts.items()})
+        return Outcome(batch, None, math.nan if total is None else total, error, parts, beside)
+    rows = zip(*(part.scores or () for part in parts.values()), strict=True)
+    scores = [objective.combine(dict(zip(parts, row, strict=True))) for row in rows]
+    return Outcome(batch, scores, objective.value(batch, scores), error, parts, beside)
 
 
 def _checked(objective: Objective, batch: Batch) -> list[Score]:
@@ -135,23 +159,38 @@ class Pair:
 
 def compare(objective: Objective, plus: Outcome, minus: Outcome) -> Pair:
     """Pair the outcomes of two offsets on the same examples."""
+    keep = _known_in_both(plus, minus)
     if plus.scores is None or minus.scores is None:
-        ok = is_score(plus.value) and is_score(minus.value)
-        n = len(plus.batch) if ok else 0
-        sides = (plus.value, minus.value) if ok else (math.nan, math.nan)
-        return Pair(*sides, n, len(plus.batch) - n, _changed(plus.batch, minus.batch))
-    pairs = zip(plus.scores, minus.scores, strict=True)
-    keep = [i for i, pair in enumerate(pairs) if all(map(is_score, pair))]
-    flips = sum(plus.scores[i] != minus.scores[i] for i in keep)
-    high, low = (_value_over(objective, side, keep) for side in (plus, minus))
+        flips = _changed(plus.batch, minus.batch)
+    else:
+        flips = sum(plus.scores[i] != minus.scores[i] for i in keep)
+    high, low = (value_over(objective, side, keep) for side in (plus, minus))
     return Pair(high, low, len(keep), len(plus.batch) - len(keep), flips)
 
 
-def _value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> float:
-    """The value over some of the examples, from their scores."""
-    if not keep or outcome.scores is None:
+def _known_in_both(plus: Outcome, minus: Outcome) -> list[int]:
+    both = {*minus.known}
+    return [i for i in plus.known if i in both]
+
+
+def value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> float:
+    """The value over some of the examples (repeats allowed), from their scores where there are any.
+
+    A set-level value of less than all of them is computed anew.
+    """
+    if not keep:
         return math.nan
-    return objective.value(outcome.batch.select(keep), [outcome.scores[i] for i in keep])
+    if outcome.scores is not None:
+        return objective.value(outcome.batch.select(keep), [outcome.scores[i] for i in keep])
+    if outcome.parts:
+        parts = outcome.parts.items()
+        total = objective.combine(
+            {name: value_over(objective.parts[name], part, keep) for name, part in parts}
+        )
+        return math.nan if total is None else total
+    if list(keep) == list(range(len(outcome.batch))):
+        return outcome.value
+    return judge(objective, outcome.batch.select(keep)).value
 
 
 def _changed(plus: Batch, minus: Batch) -> int:
@@ -210,11 +249,13 @@ def paired_bootstrap(
     if not (is_score(before.value) and is_score(after.value)):
         return math.nan, math.nan
     if before.scores is None or after.scores is None:
-        n = len(before.batch)
+        both = np.array(_known_in_both(after, before), dtype=int)
+        n = len(both)
+        if not n:
+            return math.nan, math.nan
         differences = [
-            judge(objective, after.batch.select(pick)).value
-            - judge(objective, before.batch.select(pick)).value
-            for pick in rng.integers(n, size=(RESAMPLES_OF_SETS, n)).tolist()
+            value_over(objective, after, pick) - value_over(objective, before, pick)
+            for pick in both[rng.integers(n, size=(RESAMPLES_OF_SETS, n))].tolist()
         ]
     else:
         pairs = zip(before.scores, after.scores, strict=True)

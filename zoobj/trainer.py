@@ -22,6 +22,7 @@ from zoobj.interrupts import Interrupted, Interrupts
 from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
 from zoobj.objective import as_objective
 from zoobj.overlay import Overlay
+from zoobj.parts import rewards
 from zoobj.report import write_report
 from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
@@ -294,6 +295,7 @@ class ZOTrainer:
             "evals": self.run.evals + len(outcomes) * len(examples),
             "checksum": digest,
             "state": self.method.state_dict(),
+            **rewards(self.objective, outcomes),
         }
         timings = {
             "seconds": round(time.perf_counter() - start, 4),
@@ -398,6 +400,7 @@ class ZOTrainer:
             "value": jsonable(outcome.value),
             "n": len(outcome.batch) - outcome.failed,
             "failed": outcome.failed,
+            **rewards(self.objective, [outcome]),
         }
         seconds = {"seconds": round(time.perf_counter() - start, 4)}
         if self.run.evaluation(step, split) is None:
