@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from zoobj.config import ZOConfig, with_defaults
+from zoobj.config import OF_METHODS, ZOConfig, with_defaults
 from zoobj.environment import share_memory
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
-from zoobj.estimators.population import Population
 from zoobj.grid import ROOM
 from zoobj.models import load_model, prepare
 from zoobj.noise import derive
@@ -174,6 +173,7 @@ def make_walk(args: ZOConfig, model: Any) -> Walk:
         noise=args.noise,
         tune=[] if beside else patterns(model, args.tune_layers),
         room=_ROOM if beside else ROOM,
+        blocks=args.blocks,
         density=args.density,
         mask_seed=derive(args.seed),
     )
@@ -191,14 +191,22 @@ def method_class(name: str) -> type[Estimator]:
 
 
 def make_method(args: ZOConfig) -> Estimator:
-    """The method with the settings' seed, eps and learning rate."""
+    """The method with the settings' seed, eps and learning rate, and what else it takes.
+
+    Raises:
+        UserError: a setting of other methods that differs from its default.
+    """
     kind = method_class(args.method)
-    more = {"shaping": args.shaping} if issubclass(kind, Population) else {}
+    for name in sorted(OF_METHODS.difference(kind.takes)):
+        value, usual = getattr(args, name), ZOConfig.model_fields[name].default
+        if value != usual:
+            raise UserError(
+                f"--{name} {value}: method {args.method!r} has no use for it: leave it at {usual}"
+            )
     return kind(
         seed=args.seed,
         eps=args.eps,
         learning_rate=args.learning_rate,
         directions=args.directions,
-        normalize=args.normalize,
-        **more,
+        **{name: getattr(args, name) for name in kind.takes},
     )

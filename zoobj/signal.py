@@ -1,4 +1,4 @@
-"""Values -> losses: failed scores, pairs on the same examples, ties, paired statistics."""
+"""Values -> losses: failed scores, groups on the same examples, ties, paired statistics."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -135,14 +135,47 @@ def loss(objective: Objective, value: float) -> float:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two offsets scored on the same examples; those that failed on either side are left out.
+class Group:
+    """Offsets scored on the same examples; those that failed at one of them are left out of all.
 
     Attributes:
-        plus, minus: the values of the two sides over the same n examples; NaN if n is 0.
+        values: of the offsets, over the same n examples; NaN if n is 0.
         n: examples that count.
         failed: examples that don't.
-        flips: examples whose score (for a set-level objective: output) differs.
+        flips: examples whose score (for a set-level objective: output) is not the same everywhere.
+    """
+
+    values: list[float]
+    n: int
+    failed: int
+    flips: int
+
+    @property
+    def tie(self) -> bool:
+        """Equal values: the offsets say nothing. One without values is no tie, but a failure."""
+        return len(self.values) > 1 and all(value == self.values[0] for value in self.values)
+
+
+def together(objective: Objective, outcomes: Sequence[Outcome]) -> Group:
+    """Compare the outcomes of several offsets on the same examples."""
+    size, known = len(outcomes[0].batch), [set(outcome.known) for outcome in outcomes]
+    keep = sorted(set(range(size)).intersection(*known))
+    columns = [outcome.scores for outcome in outcomes if outcome.scores is not None]
+    if len(columns) < len(outcomes):
+        flips = len(_changed([outcome.batch for outcome in outcomes]))
+    else:
+        flips = sum(any(column[i] != columns[0][i] for column in columns) for i in keep)
+    values = [value_over(objective, outcome, keep) for outcome in outcomes]
+    return Group(values, len(keep), size - len(keep), flips)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A group of two.
+
+    Attributes:
+        plus, minus: their values; NaN if n is 0.
+        n, failed, flips: see ``Group``.
     """
 
     plus: float
@@ -153,24 +186,14 @@ class Pair:
 
     @property
     def tie(self) -> bool:
-        """Equal values: the pair says nothing. A pair without a value is no tie, but a failure."""
+        """Equal values."""
         return self.plus == self.minus
 
 
 def compare(objective: Objective, plus: Outcome, minus: Outcome) -> Pair:
     """Pair the outcomes of two offsets on the same examples."""
-    keep = _known_in_both(plus, minus)
-    if plus.scores is None or minus.scores is None:
-        flips = _changed(plus.batch, minus.batch)
-    else:
-        flips = sum(plus.scores[i] != minus.scores[i] for i in keep)
-    high, low = (value_over(objective, side, keep) for side in (plus, minus))
-    return Pair(high, low, len(keep), len(plus.batch) - len(keep), flips)
-
-
-def _known_in_both(plus: Outcome, minus: Outcome) -> list[int]:
-    both = {*minus.known}
-    return [i for i in plus.known if i in both]
+    group = together(objective, [plus, minus])
+    return Pair(*group.values, group.n, group.failed, group.flips)
 
 
 def value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> float:
@@ -193,12 +216,12 @@ def value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> f
     return judge(objective, outcome.batch.select(keep)).value
 
 
-def _changed(plus: Batch, minus: Batch) -> int:
-    """How many outputs differ between two scorings of the same examples."""
+def _changed(batches: Sequence[Batch]) -> int:
+    """How many outputs differ between scorings of the same examples."""
     for column in ("predictions", "completions", "reference_logprob"):
-        a, b = getattr(plus, column), getattr(minus, column)
-        if a is not None:
-            return sum(x != y for x, y in zip(a, b, strict=True))
+        outputs = [getattr(batch, column) for batch in batches]
+        if None not in outputs:
+            return sum(any(x != row[0] for x in row) for row in zip(*outputs, strict=True))
     return 0
 
 
@@ -218,12 +241,21 @@ class RunningScale:
 
         So it is with one whose square is 0 or infinite: no sound objective says such a thing.
         """
+        return difference / self.size if self.add(difference) else 0.0
+
+    def add(self, difference: float) -> bool:
+        """Take a difference into the scale; whether it says anything."""
         square = difference * difference
         if square == 0 or square == math.inf:
-            return 0.0
+            return False
         self.square = self.decay * self.square + (1 - self.decay) * square
         self.weight = self.decay * self.weight + (1 - self.decay)
-        return difference / math.sqrt(self.square / self.weight)
+        return True
+
+    @property
+    def size(self) -> float:
+        """The scale; 0 before the first difference."""
+        return math.sqrt(self.square / self.weight) if self.weight else 0.0
 
 
 def average_ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:

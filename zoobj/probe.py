@@ -1,0 +1,141 @@
+"""A step's measurement: one batch scored at every offset a method asks for, round after round."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zoobj.config import ZOConfig
+from zoobj.data import minibatch
+from zoobj.errors import UserError
+from zoobj.estimators.base import Estimator
+from zoobj.files import jsonable
+from zoobj.log import Line
+from zoobj.noise import derive
+from zoobj.objective import Objective
+from zoobj.parts import rewards
+from zoobj.run import RunFolder
+from zoobj.scoring import Scorer
+from zoobj.signal import Group, Outcome, judge, loss, together
+from zoobj.task import Example
+from zoobj.track import Track
+from zoobj.walk import Offset
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a step came to.
+
+    Attributes:
+        line: for the log; the move is in it, and waits to be made.
+        groups: of offsets that were compared.
+        outcomes: of all offsets in turn.
+    """
+
+    line: Line
+    groups: list[Group]
+    outcomes: list[Outcome]
+
+
+class Probe:
+    """Scores what a method asks for, and asks it what that says.
+
+    Args:
+        args: the settings.
+        objective, method: what is measured, and for whom.
+        track, scorer: what brings the model to an offset, and what runs it.
+        examples: of the train split.
+
+    Raises:
+        UserError: the method's batches are larger than the split.
+    """
+
+    def __init__(
+        self,
+        args: ZOConfig,
+        objective: Objective,
+        method: Estimator,
+        track: Track,
+        scorer: Scorer,
+        examples: list[Example],
+    ):
+        self.args, self.objective, self.method = args, objective, method
+        self.track, self.scorer, self.examples = track, scorer, examples
+        size, most = args.per_device_train_batch_size, max(method.batches)
+        if size * most > len(examples):
+            raise UserError(
+                f"method {args.method!r} scores {most} minibatches of {size} at once, more than "
+                f"the {len(examples)} training examples: lower per_device_train_batch_size"
+                + (" or anchor_batches" if "anchor_batches" in method.takes else "")
+            )
+
+    def __call__(self, run: RunFolder, step: int, digest: str | None) -> Probed:
+        """Measure a step of a run; its batch is a function of seed and step.
+
+        Args:
+            run: keeps scores until the step is done, so that none is asked for twice.
+            step: its number.
+            digest: checksum of the weights it starts from, where one was taken.
+        """
+        method = self.method
+        size = self.args.per_device_train_batch_size * method.batches[step % len(method.batches)]
+        examples = minibatch(self.examples, size, self.args.seed, step)
+        outcomes: list[Outcome] = []
+        groups: list[Group] = []
+        values: list[float] = []
+        losses: list[float] = []
+        offsets = method.offsets(step)
+        while offsets:
+            found = self._scored(run, step, offsets, examples)
+            told = self._compared(found)
+            values += _in_order(told)
+            losses = [loss(self.objective, value) for value in values]
+            outcomes, groups = [*outcomes, *found], [*groups, *told.values()]
+            offsets = method.more(losses)
+        line = {
+            "step": step,
+            "move": method.move(losses),
+            "values": jsonable(values),
+            "n": sum(group.n for group in groups),
+            "failed": sum(group.failed for group in groups),
+            "flips": sum(group.flips for group in groups),
+            "tie": all(group.tie for group in groups),
+            "eps": method.eps,
+            "learning_rate": method.learning_rate,
+            "evals": run.evals + len(outcomes) * len(examples),
+            "checksum": digest,
+            "state": method.state_dict(),
+            **rewards(self.objective, outcomes),
+        }
+        return Probed(line, groups, outcomes)
+
+    def _scored(
+        self, run: RunFolder, step: int, offsets: Sequence[Offset], examples: Sequence[Example]
+    ) -> list[Outcome]:
+        """The scores of the examples at each offset; once only."""
+        keys = [f"{run.key(step)}/{sorted(offset.items())}" for offset in offsets]
+        outcomes = [run.pending.get(key, examples) for key in keys]
+        missing = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        asked = [offsets[number] for number in missing]
+        seed = derive(self.args.seed, step)
+        batches = self.track.scored(asked, self.scorer, examples, self.objective.needs, seed)
+        for number, batch in zip(missing, batches, strict=True):
+            outcome = judge(self.objective, batch, self.args.on_error)
+            run.pending.put(keys[number], outcome)
+            outcomes[number] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _compared(self, outcomes: Sequence[Outcome]) -> dict[tuple[int, ...], Group]:
+        """The groups of a round, by the numbers of their offsets."""
+        return {
+            tuple(numbers): together(self.objective, [outcomes[number] for number in numbers])
+            for numbers in self.method.groups(len(outcomes))
+        }
+
+
+def _in_order(groups: dict[tuple[int, ...], Group]) -> list[float]:
+    """The values of a round, one for each of its offsets."""
+    places = {
+        number: value
+        for numbers, group in groups.items()
+        for number, value in zip(numbers, group.values, strict=True)
+    }
+    return [places[number] for number in range(len(places))]
