@@ -9,6 +9,7 @@ import numpy as np
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score, ScoreError, is_score
+from zoobj.paired import mean_error, set_error
 
 OnError = Literal["drop", "raise", "floor"]
 Verdict = Literal["improved", "not shown", "worse"]
@@ -119,6 +120,10 @@ class Pair:
         n: examples that count.
         failed: examples that don't.
         flips: examples whose score (for a set-level objective: output) differs.
+        up: examples with a higher score at plus (for a set-level objective: right there only).
+        down: likewise at minus.
+        changed: examples whose output differs.
+        error: standard error of plus - minus; NaN where it can't be told or was not asked for.
     """
 
     plus: float
@@ -126,6 +131,10 @@ class Pair:
     n: int
     failed: int
     flips: int
+    up: int = 0
+    down: int = 0
+    changed: int = 0
+    error: float = math.nan
 
     @property
     def tie(self) -> bool:
@@ -133,18 +142,55 @@ class Pair:
         return self.plus == self.minus
 
 
-def compare(objective: Objective, plus: Outcome, minus: Outcome) -> Pair:
-    """Pair the outcomes of two offsets on the same examples."""
+def compare(objective: Objective, plus: Outcome, minus: Outcome, errors: bool = False) -> Pair:
+    """Pair the outcomes of two offsets on the same examples.
+
+    Args:
+        objective: that gave them.
+        plus, minus: the two sides.
+        errors: also take the standard error of the difference; see ``zoobj.paired``.
+    """
     if plus.scores is None or minus.scores is None:
-        ok = is_score(plus.value) and is_score(minus.value)
-        n = len(plus.batch) if ok else 0
-        sides = (plus.value, minus.value) if ok else (math.nan, math.nan)
-        return Pair(*sides, n, len(plus.batch) - n, _changed(plus.batch, minus.batch))
-    pairs = zip(plus.scores, minus.scores, strict=True)
-    keep = [i for i, pair in enumerate(pairs) if all(map(is_score, pair))]
-    flips = sum(plus.scores[i] != minus.scores[i] for i in keep)
+        return _compare_sets(objective, plus, minus, errors)
+    pairs = list(zip(plus.scores, minus.scores, strict=True))
+    keep = [i for i, (a, b) in enumerate(pairs) if is_score(a) and is_score(b)]
+    kept = [(a, b) for a, b in pairs if is_score(a) and is_score(b)]
+    up, down = sum(a > b for a, b in kept), sum(a < b for a, b in kept)
     high, low = (_value_over(objective, side, keep) for side in (plus, minus))
-    return Pair(high, low, len(keep), len(plus.batch) - len(keep), flips)
+    return Pair(
+        high,
+        low,
+        n=len(keep),
+        failed=len(pairs) - len(keep),
+        flips=up + down,
+        up=up,
+        down=down,
+        changed=len({*_changed(plus.batch, minus.batch)} & {*keep}),
+        error=mean_error(kept) if errors else math.nan,
+    )
+
+
+def _compare_sets(objective: Objective, plus: Outcome, minus: Outcome, errors: bool) -> Pair:
+    """The same for a set-level objective, which has a value of all examples or none."""
+    ok = is_score(plus.value) and is_score(minus.value)
+    n = len(plus.batch) if ok else 0
+    high, low = (plus.value, minus.value) if ok else (math.nan, math.nan)
+    changed, error = _changed(plus.batch, minus.batch), math.nan
+    if errors and ok:
+        sides = (plus.batch, minus.batch)
+        error = set_error(lambda batch: judge(objective, batch).value, *sides, objective.needs)
+    there, here = ({i for i in changed if _right(side.batch, i)} for side in (plus, minus))
+    return Pair(
+        high,
+        low,
+        n=n,
+        failed=len(plus.batch) - n,
+        flips=len(changed),
+        up=len(there - here),
+        down=len(here - there),
+        changed=len(changed),
+        error=error,
+    )
 
 
 def _value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> float:
@@ -154,13 +200,20 @@ def _value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> 
     return objective.value(outcome.batch.select(keep), [outcome.scores[i] for i in keep])
 
 
-def _changed(plus: Batch, minus: Batch) -> int:
-    """How many outputs differ between two scorings of the same examples."""
+def _changed(plus: Batch, minus: Batch) -> list[int]:
+    """The examples whose outputs differ between two scorings."""
     for column in ("predictions", "completions", "reference_logprob"):
         a, b = getattr(plus, column), getattr(minus, column)
         if a is not None:
-            return sum(x != y for x, y in zip(a, b, strict=True))
-    return 0
+            return [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+    return []
+
+
+def _right(batch: Batch, i: int) -> bool:
+    """Whether the output of an example is the gold one, or one of them."""
+    if batch.predictions is not None:
+        return bool(batch.predictions[i] == batch.references[i])
+    return batch.completions is not None and batch.completions[i] in batch.references[i]
 
 
 class RunningScale:

@@ -1,0 +1,66 @@
+"""How sure the difference of a pair is: its standard error, over the examples both sides share.
+
+For a mean of scores it is that of the mean difference. A set-level value has no scores: there it is
+the jackknife's over examples, both sides leaving out the same ones (B. Efron, R. Tibshirani, An
+Introduction to the Bootstrap, 1993, chapter 11): with n examples, D the difference of the values
+and D_(i) that without example i,
+
+    se^2 = (n - 1) / n sum_i (D_(i) - mean D_(i))^2         (1)
+
+Examples with equal outcomes on both sides have equal D_(i), so each kind is left out once: for a
+task of choices few calls give (1) exactly. Where there are more than 16 kinds, examples are left
+out in 16 groups (the delete-a-group jackknife), n in (1) being their number.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+from zoobj.objective import Batch
+
+_GROUPS = 16
+
+
+def mean_error(pairs: Sequence[tuple[float, float]]) -> float:
+    """Standard error of the mean of a - b over examples; NaN for fewer than two."""
+    differences = [a - b for a, b in pairs]
+    if len(differences) < 2:
+        return math.nan
+    return float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
+
+
+def set_error(
+    value: Callable[[Batch], float], plus: Batch, minus: Batch, needs: Collection[str]
+) -> float:
+    """Standard error of value(plus) - value(minus) of a set-level objective; NaN if unknown.
+
+    Args:
+        value: of a set of examples, NaN where there is none; called twice for each kind of example,
+            32 times at most.
+        plus, minus: the same examples, in the same order, as scored on either side.
+        needs: the columns that the value is made of.
+    """
+    kinds, n = _kinds(plus, minus, needs), len(plus)
+    left_out: list[tuple[Sequence[int], int]]
+    if len(set(kinds)) > _GROUPS:
+        left_out = [(range(first, n, _GROUPS), 1) for first in range(_GROUPS)]
+        n = _GROUPS
+    else:
+        left_out = [([kinds.index(kind)], count) for kind, count in Counter(kinds).items()]
+    if n < 2:
+        return math.nan
+    keep = [sorted({*range(len(plus))} - {*out}) for out, _ in left_out]
+    without = np.array([value(plus.select(k)) - value(minus.select(k)) for k in keep])
+    counts = np.array([count for _, count in left_out])
+    spread = without - np.average(without, weights=counts)
+    return math.sqrt((n - 1) / n * float(counts @ spread**2))  # (1)
+
+
+def _kinds(plus: Batch, minus: Batch, needs: Collection[str]) -> list[int]:
+    """A number for each example: equal ones for equal outcomes on both sides."""
+    columns = [plus.references]
+    columns += [getattr(batch, name) for batch in (plus, minus) for name in sorted(needs)]
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(repr(row), len(numbers)) for row in zip(*columns, strict=True)]
