@@ -8,8 +8,8 @@ and D_(i) that without example i,
     se^2 = (n - 1) / n sum_i (D_(i) - mean D_(i))^2         (1)
 
 Examples with equal outcomes on both sides have equal D_(i), so each kind is left out once: for a
-task of choices few calls give (1) exactly. Where there are more than 16 kinds, examples are left
-out in 16 groups (the delete-a-group jackknife), n in (1) being their number.
+task of choices few calls give (1) exactly. Where there are more than 32 kinds, examples are left
+out in 32 groups (the delete-a-group jackknife), n in (1) being their number.
 """
 
 import math
@@ -20,7 +20,7 @@ import numpy as np
 
 from zoobj.objective import Batch
 
-_GROUPS = 16
+_GROUPS = 32
 
 
 def mean_error(pairs: Sequence[tuple[float, float]]) -> float:
@@ -38,7 +38,7 @@ def set_error(
 
     Args:
         value: of a set of examples, NaN where there is none; called twice for each kind of example,
-            32 times at most.
+            64 times at most.
         plus, minus: the same examples, in the same order, as scored on either side.
         needs: the columns that the value is made of.
     """
