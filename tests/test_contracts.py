@@ -8,8 +8,14 @@ import pytest
 
 from zoobj import estimators, objectives
 from zoobj.estimators import Estimator
+from zoobj.estimators.one_point import OnePoint
 from zoobj.estimators.population import Population
+from zoobj.estimators.zo_adam import ZOAdam
+from zoobj.estimators.zo_conservative import ZOConservative
+from zoobj.estimators.zo_momentum import ZOMomentum
 from zoobj.estimators.zo_sgd import ZOSGD
+from zoobj.estimators.zo_sign import ZOSign
+from zoobj.estimators.zo_svrg import ZOSVRG
 from zoobj.objective import Batch, Objective, Score
 from zoobj.task import Row, Task
 from zoobj.tasks import SST2, SquadMini
@@ -122,6 +128,58 @@ class TestPopulationOfOnePair(EstimatorContract):
 
 class TestZOSGDNotNormalized(EstimatorContract):
     make = functools.partial(ZOSGD, normalize=False)
+
+
+class TestZOSGDOneSided(EstimatorContract):
+    make = functools.partial(ZOSGD, directions=3, one_sided=True)
+
+
+class TestZOSign(EstimatorContract):
+    make = ZOSign
+
+
+class TestZOMomentum(EstimatorContract):
+    make = ZOMomentum
+
+
+class TestZOMomentumSeveralDirections(EstimatorContract):
+    make = functools.partial(ZOMomentum, directions=3, normalize=False)
+    learning_rate = 2e-3  # each direction moves ten times as far in all
+
+
+class TestZOAdam(EstimatorContract):
+    make = ZOAdam
+
+
+class TestZOAdamOneSided(EstimatorContract):
+    make = functools.partial(ZOAdam, directions=3, one_sided=True)
+
+
+class TestZOConservative(EstimatorContract):
+    make = ZOConservative
+
+
+class TestZOConservativeSeveralDirections(EstimatorContract):
+    make = functools.partial(ZOConservative, directions=3, normalize=False)
+
+
+class TestZOSVRG(EstimatorContract):
+    make = ZOSVRG
+
+
+class TestZOSVRGSeveralDirections(EstimatorContract):
+    make = functools.partial(ZOSVRG, directions=2, svrg_interval=3, normalize=False)
+
+
+class TestOnePoint(EstimatorContract):
+    """A difference holds the last step's direction as well: small steps, and many."""
+
+    make, eps, learning_rate, steps = OnePoint, 0.1, 1e-2, 1000
+
+
+class TestOnePointSeveralDirections(EstimatorContract):
+    make = functools.partial(OnePoint, directions=4, normalize=False)
+    eps, learning_rate, steps = 0.1, 1e-2, 1000
 
 
 def kept(contract: type) -> set[Any]:
@@ -325,6 +383,11 @@ class OneSided(ZOSGD):
         return super().offsets(step)[:1]
 
 
+class Overlapping(ZOSGD):
+    def groups(self, count: int) -> Any:
+        return [range(count), range(count)]
+
+
 class SameDirection(ZOSGD):
     def offsets(self, step: int) -> list[Offset]:
         return super().offsets(0)
@@ -354,6 +417,7 @@ class Idle(ZOSGD):
         (NaNMoves, "test_half_a_pair_is_no_number"),
         (Forgetful, "test_state_is_json_and_takes_up_where_it_left"),
         (OneSided, "test_as_many_offsets_as_evaluations"),
+        (Overlapping, "test_each_offset_is_in_one_group"),
         (SameDirection, "test_a_function_of_seed_and_step"),
         (Random, "test_a_function_of_seed_and_step"),
         (Idle, "test_some_move"),

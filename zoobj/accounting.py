@@ -1,4 +1,4 @@
-"""How much the pairs of a run said: what a step's line of the log counts, and what it sums up to."""
+"""How much the pairs of a run said: what the line of a step counts, and what that sums up to."""
 
 import math
 from collections.abc import Iterable, Sequence

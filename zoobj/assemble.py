@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from zoobj.config import FIRST_EPS, ZOConfig, with_defaults
+from zoobj.config import FIRST_EPS, OF_METHODS, ZOConfig, with_defaults
 from zoobj.environment import share_memory
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
-from zoobj.estimators.population import Population
 from zoobj.grid import ROOM
 from zoobj.models import load_model, prepare
 from zoobj.noise import derive
@@ -23,7 +22,7 @@ from zoobj.walk import Walk
 
 logger = logging.getLogger(__name__)
 
-_ABOUT_WEIGHTS = ("learning_rate", "normalize", "tune_layers", "density", "eps")
+_ABOUT_WEIGHTS = ("learning_rate", "normalize", "tune_layers", "density", "blocks", "eps")
 _ROOM = 16.0  # for what an overlay adds: it begins at 0, in units of what is normal there
 
 
@@ -190,6 +189,7 @@ def make_walk(args: ZOConfig, model: Any) -> Walk:
         noise=args.noise,
         tune=[] if beside else patterns(model, args.tune_layers),
         room=_ROOM if beside else ROOM,
+        blocks=args.blocks,
         density=args.density,
         mask_seed=derive(args.seed),
     )
@@ -208,18 +208,28 @@ def method_class(name: str) -> type[Estimator]:
 
 def first_eps(args: ZOConfig) -> float:
     """The eps of a run's first step."""
-    return FIRST_EPS["full" if args.tune == "auto" else args.tune] if args.eps == "auto" else args.eps
+    if args.eps != "auto":
+        return args.eps
+    return FIRST_EPS["full" if args.tune == "auto" else args.tune]
 
 
 def make_method(args: ZOConfig) -> Estimator:
-    """The method with the settings' seed, eps and learning rate."""
+    """The method with the settings' seed, eps and learning rate, and what else it takes.
+
+    Raises:
+        UserError: a setting of other methods that differs from its default.
+    """
     kind = method_class(args.method)
-    more = {"shaping": args.shaping} if issubclass(kind, Population) else {}
+    for name in sorted(OF_METHODS.difference(kind.takes)):
+        value, usual = getattr(args, name), ZOConfig.model_fields[name].default
+        if value != usual:
+            raise UserError(
+                f"--{name} {value}: method {args.method!r} has no use for it: leave it at {usual}"
+            )
     return kind(
         seed=args.seed,
         eps=first_eps(args),
         learning_rate=args.learning_rate,
         directions=args.directions,
-        normalize=args.normalize,
-        **more,
+        **{name: getattr(args, name) for name in kind.takes},
     )

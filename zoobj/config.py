@@ -68,8 +68,20 @@ class ZOConfig(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="of sampling")
 
     method: str = Field("zo-sgd", description="see: zoobj ls methods")
-    directions: int = Field(
-        1, ge=1, description="pairs of offsets scored a step; with an overlay 8"
+    directions: int = Field(1, ge=1, description="directions scored a step; with an overlay 8")
+    one_sided: bool = Field(
+        False,
+        description="compare all directions with one score at theta, not each with its opposite",
+    )
+    momentum: float = Field(
+        0.9, gt=0, lt=1, description="of zo-momentum: what is left of a step in the next"
+    )
+    adam_beta1: float = Field(0.9, gt=0, lt=1, description="of zo-adam: of the mean step")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="of zo-adam: of the mean square")
+    adam_epsilon: float = Field(1e-8, ge=0, description="of zo-adam: added to its root")
+    svrg_interval: int = Field(4, ge=2, description="of zo-svrg: steps between anchors")
+    anchor_batches: int = Field(
+        4, ge=1, description="of zo-svrg: minibatches that an anchor is scored on"
     )
     learning_rate: float = Field(
         1e-3,
@@ -84,7 +96,7 @@ class ZOConfig(BaseModel):
         "auto", description="perturbation of each weight; auto: steered by how many examples flip"
     )
     flip_target: float = Field(
-        0.3, gt=0, lt=1, description="share of examples to flip in a pair, with eps auto"
+        0.4, gt=0, lt=1, description="share of examples to flip between offsets, with eps auto"
     )
     noise: Literal["rademacher", "gaussian", "sphere"] = Field(
         "rademacher", description="directions; rademacher: +/-1, the fastest"
@@ -104,6 +116,9 @@ class ZOConfig(BaseModel):
         "\n", description="text whose tokens, over and over, they begin as"
     )
     density: float = Field(1.0, gt=0, le=1, description="share of the weights that move at all")
+    blocks: int = Field(
+        1, ge=1, description="cut the tensors into so many runs; each direction moves only one"
+    )
     shaping: Literal["rank", "zscore", "sign"] = Field(
         "rank", description="of the values of a step, by --method population"
     )
@@ -188,6 +203,11 @@ def with_defaults(args: ZOConfig) -> ZOConfig:
     return settled
 
 
+# Settings of some methods; see ``Estimator.takes``.
+OF_METHODS = {
+    *("normalize", "one_sided", "shaping", "momentum"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "svrg_interval", "anchor_batches"),
+}
 # What may differ between a run and its continuation; all else would make it another run. Models and
 # data are known by their fingerprints, so that they may be moved.
 MAY_CHANGE_ON_RESUME = {

@@ -19,7 +19,7 @@ from typing import Any
 
 from zoobj.signal import Pair
 
-TARGET = 0.3
+TARGET = 0.4
 _GAIN, _BOUND, _ALL = 0.5, 8.0, 0.95
 
 

@@ -195,4 +195,4 @@ def _kind(run: Line) -> tuple[Any, ...]:
     """What walks have to share."""
     told = run["settings"]
     masked = (told["density"], told["seed"]) if told["density"] < 1 else (1.0, None)
-    return (*(told[name] for name in _WALK), *masked)
+    return (*(told[name] for name in _WALK), told.get("blocks", 1), *masked)

@@ -1,4 +1,4 @@
-"""Values -> losses: failed scores, pairs on the same examples, ties, paired statistics."""
+"""Values -> losses: failed scores, groups on the same examples, ties, paired statistics."""
 
 import math
 from collections.abc import Sequence
@@ -112,14 +112,50 @@ def loss(objective: Objective, value: float) -> float:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two offsets scored on the same examples; those that failed on either side are left out.
+class Group:
+    """Offsets scored on the same examples; those that failed at one of them are left out of all.
 
     Attributes:
-        plus, minus: the values of the two sides over the same n examples; NaN if n is 0.
+        values: of the offsets, over the same n examples; NaN if n is 0.
         n: examples that count.
         failed: examples that don't.
-        flips: examples whose score (for a set-level objective: output) differs.
+        flips: examples whose score (for a set-level objective: output) is not the same everywhere.
+    """
+
+    values: list[float]
+    n: int
+    failed: int
+    flips: int
+
+    @property
+    def tie(self) -> bool:
+        """Equal values: the offsets say nothing. One without values is no tie, but a failure."""
+        return len(self.values) > 1 and all(value == self.values[0] for value in self.values)
+
+
+def together(objective: Objective, outcomes: Sequence[Outcome]) -> Group:
+    """Compare the outcomes of several offsets on the same examples."""
+    size = len(outcomes[0].batch)
+    columns = [outcome.scores for outcome in outcomes if outcome.scores is not None]
+    if len(columns) < len(outcomes):
+        ok = all(is_score(outcome.value) for outcome in outcomes)
+        values = [outcome.value if ok else math.nan for outcome in outcomes]
+        n = size if ok else 0
+        return Group(values, n, size - n, len(_changed([o.batch for o in outcomes])))
+    rows = list(zip(*columns, strict=True))
+    keep = [i for i, row in enumerate(rows) if all(map(is_score, row))]
+    flips = sum(any(score != rows[i][0] for score in rows[i]) for i in keep)
+    values = [_value_over(objective, outcome, keep) for outcome in outcomes]
+    return Group(values, len(keep), size - len(keep), flips)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two offsets scored on the same examples, in detail.
+
+    Attributes:
+        plus, minus: their values; NaN if n is 0.
+        n, failed, flips: see ``Group``.
         up: examples with a higher score at plus (for a set-level objective: right there only).
         down: likewise at minus.
         changed: examples whose output differs.
@@ -150,47 +186,22 @@ def compare(objective: Objective, plus: Outcome, minus: Outcome, errors: bool = 
         plus, minus: the two sides.
         errors: also take the standard error of the difference; see ``zoobj.paired``.
     """
-    if plus.scores is None or minus.scores is None:
-        return _compare_sets(objective, plus, minus, errors)
-    pairs = list(zip(plus.scores, minus.scores, strict=True))
-    keep = [i for i, (a, b) in enumerate(pairs) if is_score(a) and is_score(b)]
-    kept = [(a, b) for a, b in pairs if is_score(a) and is_score(b)]
-    up, down = sum(a > b for a, b in kept), sum(a < b for a, b in kept)
-    high, low = (_value_over(objective, side, keep) for side in (plus, minus))
-    return Pair(
-        high,
-        low,
-        n=len(keep),
-        failed=len(pairs) - len(keep),
-        flips=up + down,
-        up=up,
-        down=down,
-        changed=len({*_changed(plus.batch, minus.batch)} & {*keep}),
-        error=mean_error(kept) if errors else math.nan,
-    )
-
-
-def _compare_sets(objective: Objective, plus: Outcome, minus: Outcome, errors: bool) -> Pair:
-    """The same for a set-level objective, which has a value of all examples or none."""
-    ok = is_score(plus.value) and is_score(minus.value)
-    n = len(plus.batch) if ok else 0
-    high, low = (plus.value, minus.value) if ok else (math.nan, math.nan)
-    changed, error = _changed(plus.batch, minus.batch), math.nan
-    if errors and ok:
-        sides = (plus.batch, minus.batch)
-        error = set_error(lambda batch: judge(objective, batch).value, *sides, objective.needs)
-    there, here = ({i for i in changed if _right(side.batch, i)} for side in (plus, minus))
-    return Pair(
-        high,
-        low,
-        n=n,
-        failed=len(plus.batch) - n,
-        flips=len(changed),
-        up=len(there - here),
-        down=len(here - there),
-        changed=len(changed),
-        error=error,
-    )
+    group, error = together(objective, [plus, minus]), math.nan
+    changed = _changed([plus.batch, minus.batch])
+    if plus.scores is not None and minus.scores is not None:
+        sides = zip(plus.scores, minus.scores, strict=True)
+        both = {i: (a, b) for i, (a, b) in enumerate(sides) if is_score(a) and is_score(b)}
+        up, down = (sum(s * a > s * b for a, b in both.values()) for s in (1, -1))
+        changed = [i for i in changed if i in both]
+        error = mean_error(list(both.values())) if errors else math.nan
+    else:
+        there, here = ({i for i in changed if _right(side.batch, i)} for side in (plus, minus))
+        up, down = len(there - here), len(here - there)
+        if errors and group.n:
+            batches = (plus.batch, minus.batch)
+            error = set_error(lambda b: judge(objective, b).value, *batches, objective.needs)
+    told = (group.n, group.failed, group.flips)
+    return Pair(*group.values, *told, up, down, len(changed), error)
 
 
 def _value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> float:
@@ -200,20 +211,24 @@ def _value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> 
     return objective.value(outcome.batch.select(keep), [outcome.scores[i] for i in keep])
 
 
-def _changed(plus: Batch, minus: Batch) -> list[int]:
-    """The examples whose outputs differ between two scorings."""
+def _changed(batches: Sequence[Batch]) -> list[int]:
+    """The examples whose output differs between scorings."""
     for column in ("predictions", "completions", "reference_logprob"):
-        a, b = getattr(plus, column), getattr(minus, column)
-        if a is not None:
-            return [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+        outputs = [getattr(batch, column) for batch in batches]
+        if None not in outputs:
+            rows = enumerate(zip(*outputs, strict=True))
+            return [i for i, row in rows if any(x != row[0] for x in row)]
     return []
 
 
 def _right(batch: Batch, i: int) -> bool:
     """Whether the output of an example is the gold one, or one of them."""
+    gold = batch.references[i]
     if batch.predictions is not None:
-        return bool(batch.predictions[i] == batch.references[i])
-    return batch.completions is not None and batch.completions[i] in batch.references[i]
+        return bool(batch.predictions[i] == gold)
+    return batch.completions is not None and batch.completions[i] in (
+        gold if isinstance(gold, list) else [gold]
+    )
 
 
 class RunningScale:
@@ -232,12 +247,21 @@ class RunningScale:
 
         So it is with one whose square is 0 or infinite: no sound objective says such a thing.
         """
+        return difference / self.size if self.add(difference) else 0.0
+
+    def add(self, difference: float) -> bool:
+        """Take a difference into the scale; whether it says anything."""
         square = difference * difference
         if square == 0 or square == math.inf:
-            return 0.0
+            return False
         self.square = self.decay * self.square + (1 - self.decay) * square
         self.weight = self.decay * self.weight + (1 - self.decay)
-        return difference / math.sqrt(self.square / self.weight)
+        return True
+
+    @property
+    def size(self) -> float:
+        """The scale; 0 before the first difference."""
+        return math.sqrt(self.square / self.weight) if self.weight else 0.0
 
 
 def average_ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 a run that is resumed stops where an uninterrupted one would have.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from zoobj.assemble import make_method
 from zoobj.config import ZOConfig
@@ -23,22 +25,25 @@ def budget(args: ZOConfig) -> tuple[int, str]:
 
     Where seconds are the only budget there is no end of steps, else 200 are the default.
     """
-    size = args.per_device_train_batch_size
-    cost = size * make_method(args).evaluations
+    method, size = make_method(args), args.per_device_train_batch_size
     limits, before = [], inherited(args)
     begun, paid = len(before), before[-1]["evals"] if before else 0
     if args.max_steps is not None:
         limits.append((args.max_steps, "max_steps"))
+    turn = begun % len(method.batches)
+    cycle = [*method.batches[turn:], *method.batches[:turn]]
+    costs = list(accumulate(size * method.evaluations * batches for batches in cycle))
     if args.max_evals is not None:
-        limits.append((begun + (args.max_evals - paid) // cost, "max_evals"))
+        cycles, left = divmod(args.max_evals - paid, costs[-1])
+        limits.append((begun + cycles * len(costs) + bisect_right(costs, left), "max_evals"))
     usual = (DEFAULT_STEPS, "max_steps") if args.max_seconds is None else (ENDLESS, "max_seconds")
     steps, limit = min(limits, default=usual)
     if not steps and not begun:
         raise UserError(
-            f"--max_evals {args.max_evals} buys no step: one scores {cost} examples "
-            f"({cost // size} x per_device_train_batch_size {size})"
+            f"--max_evals {args.max_evals} buys no step: one scores {costs[0]} examples "
+            f"({costs[0] // size} x per_device_train_batch_size {size})"
         )
-    calls = cost // size + 4
+    calls = method.evaluations + 4
     if args.max_reward_calls is not None and args.max_reward_calls < calls:
         raise UserError(
             f"--max_reward_calls {args.max_reward_calls} buys no step: try-out, test, two "

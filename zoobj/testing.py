@@ -31,9 +31,9 @@ from zoobj.evaluation import gold_batch
 from zoobj.objective import Batch, Objective, as_objective, is_score
 from zoobj.signal import judge
 from zoobj.task import SPLITS, Example, Task
-from zoobj.walk import Walk
+from zoobj.walk import Move, Offset, Walk
 
-__all__ = ["EstimatorContract", "ObjectiveContract", "TaskContract"]
+__all__ = ["EstimatorContract", "ObjectiveContract", "TaskContract", "taken"]
 
 _EXAMPLES = 200  # of a split: enough to find a mistake, whatever the size of the data set
 
@@ -203,17 +203,30 @@ class EstimatorContract:
 
     def _run(self, method: Estimator, steps: range) -> list[Any]:
         """Offsets and moves of some steps, under losses that depend on the step alone."""
-        log: list[Any] = []
-        for step in steps:
-            offsets = [dict(offset) for offset in method.offsets(step)]
-            log += [offsets, method.move(_losses(step, len(offsets)))]
-        return log
+        return [part for step in steps for part in taken(method, step, _made_up(step))]
 
     def test_as_many_offsets_as_evaluations(self) -> None:
         method = self._made()
         for step in range(5):
-            assert len(method.offsets(step)) == method.evaluations
-            method.move(_losses(step, method.evaluations))
+            offsets, _ = taken(method, step, _made_up(step))
+            assert len(offsets) == method.evaluations
+
+    def test_each_offset_is_in_one_group(self) -> None:
+        method = self._made()
+        for step in range(5):
+            losses: list[float] = []
+            offsets = method.offsets(step)
+            while offsets:
+                members = [number for group in method.groups(len(offsets)) for number in group]
+                assert sorted(members) == list(range(len(offsets)))
+                losses += _losses(step, len(losses) + len(offsets))[len(losses) :]
+                offsets = method.more(losses)
+            method.move(losses)
+
+    def test_batches_are_counts(self) -> None:
+        batches = self._made().batches
+        assert batches
+        assert all(isinstance(count, int) and count >= 1 for count in batches)
 
     def test_a_function_of_seed_and_step(self) -> None:
         once, again = self._made().offsets(4), self._made().offsets(4)
@@ -227,8 +240,7 @@ class EstimatorContract:
         for scale in (1e-6, 1.0, 1e6):
             method = self._made()
             for step in range(20):
-                losses = [scale * x for x in _losses(step, len(method.offsets(step)))]
-                for seed, coefficient in method.move(losses):
+                for seed, coefficient in taken(method, step, _made_up(step, scale))[1]:
                     assert isinstance(seed, int)
                     assert 0 <= seed < 2**64, "the noise takes keys of 64 bits"
                     assert math.isfinite(coefficient)
@@ -258,19 +270,44 @@ class EstimatorContract:
         weights = torch.nn.Parameter(torch.full((20,), 20**-0.5))
         walk = Walk([("weights", weights)])
         method = self._made()
+
+        def loss(number: int, offset: Offset) -> float:
+            walk.goto(offset)
+            return float(weights.detach().square().sum())
+
         for step in range(self.steps):
-            losses = []
-            for offset in method.offsets(step):
-                walk.goto(offset)
-                losses.append(float(weights.detach().square().sum()))
-            walk.commit(method.move(losses))
-        walk.goto({})
-        assert float(weights.detach().square().sum()) < 0.2
+            walk.commit(taken(method, step, loss)[1])
+        assert loss(0, {}) < 0.2
+
+
+def taken(
+    method: Estimator, step: int, score: Callable[[int, Offset], float]
+) -> tuple[list[dict[int, float]], Move]:
+    """A step of a method: the offsets of all its rounds, and the move.
+
+    Args:
+        method: is asked for them.
+        step: its number.
+        score: the loss at an offset; given also how many were scored before it in this step.
+    """
+    asked: list[dict[int, float]] = []
+    losses: list[float] = []
+    offsets = method.offsets(step)
+    while offsets:
+        for offset in offsets:
+            losses.append(score(len(losses), offset))
+            asked.append(dict(offset))
+        offsets = method.more(losses)
+    return asked, method.move(losses)
 
 
 def _losses(step: int, count: int) -> list[float]:
     """Made-up losses, all different."""
     return [math.sin(12.9898 * (step + 1) + 78.233 * i) for i in range(count)]
+
+
+def _made_up(step: int, scale: float = 1.0) -> Callable[[int, Offset], float]:
+    return lambda number, offset: scale * _losses(step, number + 1)[number]
 
 
 def _close(a: float | None, b: float | None) -> bool:

@@ -8,12 +8,12 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from zoobj import checkpoint, hub, noise
+from zoobj import checkpoint, hub
 from zoobj.assemble import chosen, make_method, make_model, make_scorer, make_task, make_tuned
 from zoobj.callbacks import Callbacks, step_logs
 from zoobj.card import model_card
 from zoobj.config import ZOConfig
-from zoobj.data import load_splits, minibatch
+from zoobj.data import load_splits
 from zoobj.environment import checksum, out_of_memory, peak_memory, release_memory
 from zoobj.errors import UserError
 from zoobj.files import StorageError, jsonable
@@ -22,14 +22,14 @@ from zoobj.interrupts import Interrupted, Interrupts
 from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
 from zoobj.objective import as_objective
 from zoobj.overlay import Overlay
+from zoobj.probe import Probe, Probed
 from zoobj.report import write_report
 from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
-from zoobj.signal import OnError, Outcome, Pair, compare, floor, judge, loss
+from zoobj.signal import OnError, Outcome, floor, judge, loss
 from zoobj.stopping import ENDLESS, budget, stop_reason
 from zoobj.task import Example, Task
 from zoobj.track import Track
-from zoobj.walk import Offset
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +151,8 @@ class ZOTrainer:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
         self.method = make_method(self.args)
+        parts = (self.method, self.track, self.scorer, self.data["train"])
+        self.probe = Probe(self.args, self.objective, *parts)
         self.track.set_units(inherited_overlay(self.args), self.scorer, self.data["train"])
         if hasattr(self, "run"):  # an earlier call's: back to where it began
             self.track.to(self.run.start, self.run)
@@ -266,66 +268,31 @@ class ZOTrainer:
         return self.limit
 
     def _step(self, step: int, digest: str | None) -> None:
-        """Score one minibatch at every offset, move, and write the step down.
+        """Measure what the method asks for, move, and write the step down.
 
         ``digest`` is the checksum of the weights it starts from, where one was taken.
         """
         start, walked = time.perf_counter(), self.track.walk.seconds
         self.callbacks.tell("on_step_begin")
         self.method.learning_rate = self._learning_rate(step)
-        size, seed = self.args.per_device_train_batch_size, self.args.seed
-        examples = minibatch(self.data["train"], size, seed, step)
         self._phase = "train"
-        outcomes = self._outcomes(self.method.offsets(step), examples)
-        sides = zip(outcomes[::2], outcomes[1::2], strict=True)
-        pairs = [compare(self.objective, plus, minus) for plus, minus in sides]
-        values = [value for pair in pairs for value in (pair.plus, pair.minus)]
-        move = self.method.move([loss(self.objective, value) for value in values])
-        line = {
-            "step": step,
-            "move": move,
-            "values": jsonable(values),
-            "n": sum(pair.n for pair in pairs),
-            "failed": sum(pair.failed for pair in pairs),
-            "flips": sum(pair.flips for pair in pairs),
-            "tie": all(pair.tie for pair in pairs),
-            "eps": self.method.eps,
-            "learning_rate": self.method.learning_rate,
-            "evals": self.run.evals + len(outcomes) * len(examples),
-            "checksum": digest,
-            "state": self.method.state_dict(),
-        }
+        probed = self.probe(self.run, step, digest)
         timings = {
             "seconds": round(time.perf_counter() - start, 4),
             "seconds_in_walk": round(self.track.walk.seconds - walked, 4),
         }
-        with self.interrupts.held(), self.track.advance(move):
-            self.run.log_step(line, timings)
+        with self.interrupts.held(), self.track.advance(probed.line["move"]):
+            self.run.log_step(probed.line, timings)
         if (step + 1) % _RELEASE == 0:
             release_memory()
-        self._report(pairs, outcomes)
+        self._report(probed)
 
-    def _outcomes(self, offsets: Sequence[Offset], examples: Sequence[Example]) -> list[Outcome]:
-        """The scores of a minibatch at each offset; once only."""
-        step = len(self.run.steps)
-        keys = [f"{self.run.key(step)}/{number}" for number in range(len(offsets))]
-        outcomes = [self.run.pending.get(key, examples) for key in keys]
-        missing = [number for number, outcome in enumerate(outcomes) if outcome is None]
-        seed = noise.derive(self.args.seed, step)
-        asked = [offsets[number] for number in missing]
-        batches = self.track.scored(asked, self.scorer, examples, self.objective.needs, seed)
-        for number, batch in zip(missing, batches, strict=True):
-            outcome = judge(self.objective, batch, self.args.on_error)
-            self.run.pending.put(keys[number], outcome)
-            outcomes[number] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
-
-    def _report(self, pairs: Sequence[Pair], outcomes: Sequence[Outcome]) -> None:
+    def _report(self, probed: Probed) -> None:
         """Tell the callbacks; stop where the objective fails again and again."""
         self._tell_state()
-        line = self.run.steps[-1]
+        line, outcomes = self.run.steps[-1], probed.outcomes
         if len(self.run.steps) % self.args.logging_steps == 0:
-            logs = step_logs(line, self.objective.name, pairs, self.run.tie_rate)
+            logs = step_logs(line, self.objective.name, probed.groups, self.run.tie_rate)
             self.callbacks.log({**logs, "epoch": self.callbacks.state.epoch})
         self.callbacks.tell("on_step_end", samples=outcomes)
         lately = self.run.steps[-_HOPELESS:]
@@ -347,7 +314,7 @@ class ZOTrainer:
                 self.track.to(step, run)
                 self._validate(step)
         self.track.to(len(run.steps), run)
-        self.method.load_state_dict(run.steps[-1]["state"])
+        self.probe.resume(run.steps[-1])
         logger.info("resumed at step %d", len(run.steps))
 
     def _checkpoint(self) -> None:

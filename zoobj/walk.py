@@ -15,6 +15,7 @@ import fnmatch
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -47,7 +48,7 @@ class Walk:
             length sqrt(number of weights), which costs one more pass over the noise a direction.
         tune: patterns of names, as in ``*.mlp.*``; other tensors are left alone.
         blocks: patterns of names; a direction moves only the tensors of one of them, the one with
-            number seed % len(blocks).
+            number seed % len(blocks). Or how many runs of consecutive tensors to make blocks of.
         density: share of the weights that ever move, chosen once at random by ``mask_seed``.
         anchor: weights that decay pulls towards, by name, instead of 0.
         room: weights that are all smaller than this may grow as if they were so large.
@@ -75,7 +76,7 @@ class Walk:
         params: Iterable[tuple[str, Tensor]],
         noise: Noise = "rademacher",
         tune: Sequence[str] = (),
-        blocks: Sequence[str] = (),
+        blocks: Sequence[str] | int = (),
         density: float = 1.0,
         mask_seed: int = 0,
         anchor: Mapping[str, Tensor] | None = None,
@@ -287,8 +288,14 @@ class Walk:
         return None
 
 
-def _members(all_grids: Sequence[Grid], blocks: Sequence[str]) -> list[frozenset[int]]:
+def _members(all_grids: Sequence[Grid], blocks: Sequence[str] | int) -> list[frozenset[int]]:
     """The numbers of the tensors in each block; without blocks, all in one."""
+    if isinstance(blocks, int):
+        count = len(all_grids)
+        if blocks > count:
+            raise UserError(f"blocks {blocks}: there are {count} tuned tensors: {count} at most")
+        cuts = [number * count // blocks for number in range(blocks + 1)]
+        return [frozenset(range(first, end)) for first, end in pairwise(cuts)]
     members = []
     for pattern in blocks or ["*"]:
         found = [n for n, g in enumerate(all_grids) if fnmatch.fnmatchcase(g.name, pattern)]

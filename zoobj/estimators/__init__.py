@@ -3,8 +3,14 @@
 from zoobj.estimators.base import Estimator
 
 CATALOGUE = {
+    "one-point": "zoobj.estimators.one_point:OnePoint",
     "population": "zoobj.estimators.population:Population",
+    "zo-adam": "zoobj.estimators.zo_adam:ZOAdam",
+    "zo-conservative": "zoobj.estimators.zo_conservative:ZOConservative",
+    "zo-momentum": "zoobj.estimators.zo_momentum:ZOMomentum",
     "zo-sgd": "zoobj.estimators.zo_sgd:ZOSGD",
+    "zo-sign": "zoobj.estimators.zo_sign:ZOSign",
+    "zo-svrg": "zoobj.estimators.zo_svrg:ZOSVRG",
 }
 
 __all__ = ["CATALOGUE", "Estimator"]

@@ -17,16 +17,21 @@ class Estimator(ABC):
         seed: of the run; directions are derived from it and from the step.
         eps: how far an offset lies from theta.
         learning_rate: how far a step goes. The trainer sets both before each step.
-        directions: pairs of offsets that a step scores, for methods that average over several.
+        directions: that a step scores, for methods that average over several.
         normalize: divide differences by their running size, so that ``learning_rate`` is the
             change of a weight in a typical step, whatever the objective's units.
 
     Attributes:
-        evaluations: offsets that a step scores, a number of the class or of the object.
+        takes: settings of ``ZOConfig`` that the method is made with beside those above.
+        evaluations: offsets that a step scores in all its rounds, a number of the class or of the
+            object; a step that ends early scores fewer.
+        batches: how many minibatches each offset is scored on, for the steps of a cycle.
     """
 
     name: ClassVar[str]
+    takes: ClassVar[tuple[str, ...]] = ("normalize",)
     evaluations: int
+    batches: Sequence[int] = (1,)
 
     def __init__(
         self,
@@ -42,14 +47,26 @@ class Estimator(ABC):
 
     @abstractmethod
     def offsets(self, step: int) -> list[Offset]:
-        """The offsets to score at this step, in order; +/- pairs stand next to each other."""
+        """The offsets to score at this step, in order; by default +/- pairs, side by side."""
+
+    def more(self, losses: Sequence[float]) -> list[Offset]:
+        """A further round of this step's offsets, given the losses so far; none: that was all."""
+        return []
+
+    def groups(self, count: int) -> list[Sequence[int]]:
+        """Which of the ``count`` offsets of the last round are compared with each other.
+
+        An example that fails at one of a group is left out of all its losses. Each offset is in
+        one group.
+        """
+        return [range(first, first + 2) for first in range(0, count, 2)]
 
     @abstractmethod
     def move(self, losses: Sequence[float]) -> Move:
         """What the losses of the offsets just asked for say; empty if they say nothing.
 
         Args:
-            losses: in the order of ``offsets``, lower is better; NaN where none could be had.
+            losses: in the order of all rounds, lower is better; NaN where none could be had.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,3 +77,8 @@ class Estimator(ABC):
         """Take up where ``state_dict`` left off."""
         if state:
             raise ValueError(f"{self.name} keeps no state, but was given {sorted(state)}")
+
+
+def pairs(seeds: Sequence[int], eps: float) -> list[Offset]:
+    """theta + eps z and theta - eps z for each direction in turn."""
+    return [{seed: side} for seed in seeds for side in (eps, -eps)]

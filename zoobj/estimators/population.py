@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from zoobj.errors import UserError
-from zoobj.estimators.base import Estimator
+from zoobj.estimators.base import Estimator, pairs
 from zoobj.noise import derive
 from zoobj.signal import average_ranks
 from zoobj.walk import Move, Offset
@@ -37,6 +37,7 @@ class Population(Estimator):
     """Evolution strategy of antithetic pairs, values shaped within each step."""
 
     name = "population"
+    takes = ("shaping",)
 
     def __init__(self, shaping: Shape = "rank", **settings: Any):
         super().__init__(**settings)
@@ -47,11 +48,11 @@ class Population(Estimator):
 
     def offsets(self, step: int) -> list[Offset]:
         self.seeds = [derive(self.seed, step, k) for k in range(self.directions)]
-        return [{seed: side} for seed in self.seeds for side in (self.eps, -self.eps)]
+        return pairs(self.seeds, self.eps)
 
     def move(self, losses: Sequence[float]) -> Move:
-        pairs = zip(self.seeds, losses[::2], losses[1::2], strict=True)
-        told = [(seed, a, b) for seed, a, b in pairs if math.isfinite(a - b)]
+        sides = zip(self.seeds, losses[::2], losses[1::2], strict=True)
+        told = [(seed, a, b) for seed, a, b in sides if math.isfinite(a - b)]
         if not told:
             return []
         differences = self._shaped([loss for _, *pair in told for loss in pair])

@@ -1,0 +1,174 @@
+"""A step's measurement: one batch scored at every offset a method asks for, round after round."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zoobj.accounting import counted
+from zoobj.config import ZOConfig
+from zoobj.data import minibatch
+from zoobj.errors import UserError
+from zoobj.estimators.base import Estimator
+from zoobj.files import jsonable
+from zoobj.flips import FlipControl
+from zoobj.log import Line
+from zoobj.noise import derive
+from zoobj.objective import Objective
+from zoobj.run import RunFolder
+from zoobj.scoring import Scorer
+from zoobj.signal import Group, Outcome, Pair, compare, judge, loss, together
+from zoobj.task import Example
+from zoobj.track import Track
+from zoobj.walk import Offset
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a step came to.
+
+    Attributes:
+        line: for the log; the move is in it, and waits to be made.
+        groups: of offsets that were compared.
+        pairs: of the first of each group with each of the others.
+        outcomes: of all offsets in turn.
+    """
+
+    line: Line
+    groups: list[Group]
+    pairs: list[Pair]
+    outcomes: list[Outcome]
+
+
+class Probe:
+    """Scores what a method asks for, and asks it what that says.
+
+    Args:
+        args: the settings.
+        objective, method: what is measured, and for whom.
+        track, scorer: what brings the model to an offset, and what runs it.
+        examples: of the train split.
+
+    Raises:
+        UserError: the method's batches are larger than the split.
+    """
+
+    def __init__(
+        self,
+        args: ZOConfig,
+        objective: Objective,
+        method: Estimator,
+        track: Track,
+        scorer: Scorer,
+        examples: list[Example],
+    ):
+        self.args, self.objective, self.method = args, objective, method
+        self.track, self.scorer, self.examples = track, scorer, examples
+        self.flips = self._control()
+        size, most = args.per_device_train_batch_size, max(method.batches)
+        if size * most > len(examples):
+            raise UserError(
+                f"method {args.method!r} scores {most} minibatches of {size} at once, more than "
+                f"the {len(examples)} training examples: lower per_device_train_batch_size"
+                + (" or anchor_batches" if "anchor_batches" in method.takes else "")
+            )
+
+    def __call__(self, run: RunFolder, step: int, digest: str | None) -> Probed:
+        """Measure a step of a run; its batch is a function of seed and step.
+
+        Args:
+            run: keeps scores until the step is done, so that none is asked for twice.
+            step: its number.
+            digest: checksum of the weights it starts from, where one was taken.
+        """
+        method = self.method
+        size = self.args.per_device_train_batch_size * method.batches[step % len(method.batches)]
+        examples = minibatch(self.examples, size, self.args.seed, step)
+        if self.flips is not None:
+            method.eps = self.flips.eps
+        outcomes: list[Outcome] = []
+        groups: list[Group] = []
+        pairs: list[Pair] = []
+        values: list[float] = []
+        losses: list[float] = []
+        offsets = method.offsets(step)
+        while offsets:
+            found = self._scored(run, step, offsets, examples)
+            told = self._compared(found)
+            values += _in_order(told)
+            losses = [loss(self.objective, value) for value in values]
+            outcomes, groups = [*outcomes, *found], [*groups, *told.values()]
+            pairs += self._pairs(found, told)
+            offsets = method.more(losses)
+        line = {
+            "step": step,
+            "move": method.move(losses),
+            "values": jsonable(values),
+            "n": sum(group.n for group in groups),
+            "failed": sum(group.failed for group in groups),
+            "flips": sum(group.flips for group in groups),
+            "tie": all(group.tie for group in groups),
+            "eps": method.eps,
+            "learning_rate": method.learning_rate,
+            "evals": run.evals + len(outcomes) * len(examples),
+            "checksum": digest,
+            "signal": counted(pairs),
+            "state": method.state_dict(),
+        }
+        if self.flips is not None:
+            self.flips.update(pairs)
+            line["flip_control"] = self.flips.state_dict()
+        return Probed(line, groups, pairs, outcomes)
+
+    def resume(self, line: Line) -> None:
+        """Take up where the step of this line left off."""
+        self.method.load_state_dict(line["state"])
+        if self.flips is not None:
+            self.flips.load_state_dict(line["flip_control"])
+
+    def _control(self) -> FlipControl | None:
+        """What steers eps, if it is left open and outputs can flip: log-probabilities always do."""
+        if self.args.eps != "auto" or not {"completions", "predictions"} & {*self.objective.needs}:
+            return None
+        return FlipControl(self.method.eps, self.args.flip_target)
+
+    def _scored(
+        self, run: RunFolder, step: int, offsets: Sequence[Offset], examples: Sequence[Example]
+    ) -> list[Outcome]:
+        """The scores of the examples at each offset; once only."""
+        keys = [f"{run.key(step)}/{sorted(offset.items())}" for offset in offsets]
+        outcomes = [run.pending.get(key, examples) for key in keys]
+        missing = [number for number, outcome in enumerate(outcomes) if outcome is None]
+        asked = [offsets[number] for number in missing]
+        seed = derive(self.args.seed, step)
+        batches = self.track.scored(asked, self.scorer, examples, self.objective.needs, seed)
+        for number, batch in zip(missing, batches, strict=True):
+            outcome = judge(self.objective, batch, self.args.on_error)
+            run.pending.put(keys[number], outcome)
+            outcomes[number] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _compared(self, outcomes: Sequence[Outcome]) -> dict[tuple[int, ...], Group]:
+        """The groups of a round, by the numbers of their offsets."""
+        return {
+            tuple(numbers): together(self.objective, [outcomes[number] for number in numbers])
+            for numbers in self.method.groups(len(outcomes))
+        }
+
+    def _pairs(
+        self, outcomes: Sequence[Outcome], groups: dict[tuple[int, ...], Group]
+    ) -> list[Pair]:
+        """The first of each group beside each of the others."""
+        return [
+            compare(self.objective, outcomes[first], outcomes[other], errors=True)
+            for first, *others in groups
+            for other in others
+        ]
+
+
+def _in_order(groups: dict[tuple[int, ...], Group]) -> list[float]:
+    """The values of a round, one for each of its offsets."""
+    places = {
+        number: value
+        for numbers, group in groups.items()
+        for number, value in zip(numbers, group.values, strict=True)
+    }
+    return [places[number] for number in range(len(places))]
