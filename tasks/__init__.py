@@ -7,12 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zoobj.tasks.question_mini import QuestionMini as QuestionMini
     from zoobj.tasks.squad import Squad as Squad
     from zoobj.tasks.squad_mini import SquadMini as SquadMini
     from zoobj.tasks.sst2 import SST2 as SST2
     from zoobj.tasks.yaml_task import YamlTask as YamlTask
 
 CATALOGUE = {
+    "question_mini": "zoobj.tasks.question_mini:QuestionMini",
     "squad": "zoobj.tasks.squad:Squad",
     "squad_mini": "zoobj.tasks.squad_mini:SquadMini",
     "sst2": "zoobj.tasks.sst2:SST2",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from zoobj.config import OF_METHODS, ZOConfig, with_defaults
+from zoobj.config import FIRST_EPS, OF_METHODS, ZOConfig, with_defaults
 from zoobj.environment import share_memory
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
@@ -22,6 +22,7 @@ from zoobj.walk import Walk
 
 logger = logging.getLogger(__name__)
 
+_ABOUT_WEIGHTS = ("learning_rate", "normalize", "tune_layers", "density", "blocks", "eps")
 _ROOM = 16.0  # for what an overlay adds: it begins at 0, in units of what is normal there
 
 
@@ -106,23 +107,38 @@ def _with_adapter(args: ZOConfig, model: Any, config: Any) -> Any:
             raise UserError(f"the adapter does not fit the model: {error}") from error
 
 
-def chosen(args: ZOConfig, model: Any) -> ZOConfig:
+def chosen(args: ZOConfig, model: Any, given: bool = False) -> ZOConfig:
     """The settings with ``tune`` and what depends on it; "auto" is decided, and the log says why.
 
-    Few numbers are learned sooner from few scores than many (docs/tuning.md has the table).
+    Few numbers are learned sooner from few scores than many (docs/tuning.md has the table). Who
+    speaks of weights, by a setting that has another size for them or by giving a model object, of
+    which "every parameter that requires gradients" is tuned, gets all of them.
     """
     if args.tune != "auto":
         return with_defaults(args)
-    try:
-        count = len(layers(model))
-        kind, why = "steer", "of what a few thousand scores can teach, a vector after each of the "
-        why += f"model's {count} layers is the most"
-    except UserError as error:
-        kind, why = "full", str(error)
+    told = [name for name in _ABOUT_WEIGHTS if name in args.model_fields_set]
     if hasattr(model, "peft_config"):
         kind, why = "full", "the model has an adapter, which is tuned alone"
+    elif given:
+        kind, why = "full", "the model was given as an object"
+    elif told and getattr(args, told[0]) != "auto":
+        kind, why = "full", f"--{told[0]} is given; --tune steer to have it for vectors"
+    else:
+        kind, why = _by_structure(model)
     logger.info("--tune auto: %s (%s)", kind, why)
     return with_defaults(args.model_copy(update={"tune": kind}))
+
+
+def _by_structure(model: Any) -> tuple[str, str]:
+    """What to tune, and why."""
+    try:
+        count = len(layers(model))
+    except UserError as error:
+        return "full", str(error)
+    return "steer", (
+        "of what a few thousand scores can teach, vectors after some of the model's "
+        f"{count} layers are the most"
+    )
 
 
 def make_tuned(
@@ -190,6 +206,13 @@ def method_class(name: str) -> type[Estimator]:
     return thing
 
 
+def first_eps(args: ZOConfig) -> float:
+    """The eps of a run's first step."""
+    if args.eps != "auto":
+        return args.eps
+    return FIRST_EPS["full" if args.tune == "auto" else args.tune]
+
+
 def make_method(args: ZOConfig) -> Estimator:
     """The method with the settings' seed, eps and learning rate, and what else it takes.
 
@@ -205,7 +228,7 @@ def make_method(args: ZOConfig) -> Estimator:
             )
     return kind(
         seed=args.seed,
-        eps=args.eps,
+        eps=first_eps(args),
         learning_rate=args.learning_rate,
         directions=args.directions,
         **{name: getattr(args, name) for name in kind.takes},

@@ -3,19 +3,20 @@
 import os
 import reprlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from zoobj.errors import UserError, closest
 from zoobj.models import TINY_QA
 
-# Defaults where not all weights are tuned; docs/tuning.md has the experiments.
+# Defaults of what is tuned; docs/tuning.md has the experiments.
+FIRST_EPS = {"full": 5e-3, "steer": 0.27, "scale": 0.27, "lora": 0.27, "prompt": 0.05}
 _WITH_OVERLAY: dict[str, dict[str, Any]] = {
-    "steer": {"eps": 0.27, "learning_rate": 0.065},
-    "scale": {"eps": 0.27, "learning_rate": 0.065},
-    "lora": {"eps": 0.27, "learning_rate": 0.065, "lora_r": 1},
-    "prompt": {"eps": 0.05, "learning_rate": 0.02},
+    "steer": {"learning_rate": 0.065},
+    "scale": {"learning_rate": 0.065},
+    "lora": {"learning_rate": 0.065, "lora_r": 1},
+    "prompt": {"learning_rate": 0.02},
 }
 for _usual in _WITH_OVERLAY.values():
     _usual |= {"directions": 8, "per_device_train_batch_size": 8}
@@ -90,18 +91,23 @@ class ZOConfig(BaseModel):
         1e-3,
         gt=0,
         description="change of a weight in a typical step, without normalize MeZO's; other "
-        "defaults with an overlay, also of eps",
+        "defaults with an overlay",
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="course of the learning rate, to 0 at the end of the budget"
     )
-    eps: float = Field(5e-3, gt=0, description="perturbation of each weight")
+    eps: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="perturbation of each weight; auto: steered by how many examples flip"
+    )
+    flip_target: float = Field(
+        0.4, gt=0, lt=1, description="share of examples to flip between offsets, with eps auto"
+    )
     noise: Literal["rademacher", "gaussian", "sphere"] = Field(
         "rademacher", description="directions; rademacher: +/-1, the fastest"
     )
     tune: Literal["auto", "full", "steer", "scale", "lora", "prompt"] = Field(
-        "full",
-        description="what is tuned: all weights, or beside them vectors added after layers, "
+        "auto",
+        description="what is tuned: all weights (full), or beside them vectors added after layers, "
         "factors on norms, low-rank products beside linear layers, tokens before the prompt",
     )
     tune_layers: str | None = Field(
@@ -122,7 +128,7 @@ class ZOConfig(BaseModel):
     )
     normalize: bool = Field(True, description="divide differences by their running size")
     per_device_train_batch_size: int = Field(
-        64, ge=1, description="examples scored at each offset; with an overlay 16"
+        64, ge=1, description="examples scored at each offset; with an overlay 8"
     )
     per_device_eval_batch_size: int = Field(
         64, ge=1, description="sequences in one forward pass, in training too"

@@ -198,7 +198,7 @@ def prepare(model: Any, tokenizer: Any) -> None:
 
 
 def _emulated(model: Any) -> bool:
-    """Whether the CPU works out bfloat16 in float32: some 2 to 4 times slower than float32 itself."""
+    """Whether the CPU works out bfloat16 in float32: 2 to 4 times slower than float32 itself."""
     import torch
 
     if model.dtype is not torch.bfloat16 or model.device.type != "cpu":

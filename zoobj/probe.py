@@ -3,18 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from zoobj.accounting import counted
 from zoobj.config import ZOConfig
 from zoobj.data import minibatch
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
 from zoobj.files import jsonable
+from zoobj.flips import FlipControl
 from zoobj.log import Line
 from zoobj.noise import derive
 from zoobj.objective import Objective
 from zoobj.parts import rewards
 from zoobj.run import RunFolder
 from zoobj.scoring import Scorer
-from zoobj.signal import Group, Outcome, judge, loss, together
+from zoobj.signal import Group, Outcome, Pair, compare, judge, loss, together
 from zoobj.task import Example
 from zoobj.track import Track
 from zoobj.walk import Offset
@@ -27,11 +29,13 @@ class Probed:
     Attributes:
         line: for the log; the move is in it, and waits to be made.
         groups: of offsets that were compared.
+        pairs: of the first of each group with each of the others.
         outcomes: of all offsets in turn.
     """
 
     line: Line
     groups: list[Group]
+    pairs: list[Pair]
     outcomes: list[Outcome]
 
 
@@ -59,6 +63,7 @@ class Probe:
     ):
         self.args, self.objective, self.method = args, objective, method
         self.track, self.scorer, self.examples = track, scorer, examples
+        self.flips = self._control()
         size, most = args.per_device_train_batch_size, max(method.batches)
         if size * most > len(examples):
             raise UserError(
@@ -78,8 +83,11 @@ class Probe:
         method = self.method
         size = self.args.per_device_train_batch_size * method.batches[step % len(method.batches)]
         examples = minibatch(self.examples, size, self.args.seed, step)
+        if self.flips is not None:
+            method.eps = self.flips.eps
         outcomes: list[Outcome] = []
         groups: list[Group] = []
+        pairs: list[Pair] = []
         values: list[float] = []
         losses: list[float] = []
         offsets = method.offsets(step)
@@ -89,6 +97,7 @@ class Probe:
             values += _in_order(told)
             losses = [loss(self.objective, value) for value in values]
             outcomes, groups = [*outcomes, *found], [*groups, *told.values()]
+            pairs += self._pairs(found, told)
             offsets = method.more(losses)
         line = {
             "step": step,
@@ -102,10 +111,26 @@ class Probe:
             "learning_rate": method.learning_rate,
             "evals": run.evals + len(outcomes) * len(examples),
             "checksum": digest,
+            "signal": counted(pairs),
             "state": method.state_dict(),
             **rewards(self.objective, outcomes),
         }
-        return Probed(line, groups, outcomes)
+        if self.flips is not None:
+            self.flips.update(pairs)
+            line["flip_control"] = self.flips.state_dict()
+        return Probed(line, groups, pairs, outcomes)
+
+    def resume(self, line: Line) -> None:
+        """Take up where the step of this line left off."""
+        self.method.load_state_dict(line["state"])
+        if self.flips is not None:
+            self.flips.load_state_dict(line["flip_control"])
+
+    def _control(self) -> FlipControl | None:
+        """What steers eps, if it is left open and outputs can flip: log-probabilities always do."""
+        if self.args.eps != "auto" or not {"completions", "predictions"} & {*self.objective.needs}:
+            return None
+        return FlipControl(self.method.eps, self.args.flip_target)
 
     def _scored(
         self, run: RunFolder, step: int, offsets: Sequence[Offset], examples: Sequence[Example]
@@ -129,6 +154,16 @@ class Probe:
             tuple(numbers): together(self.objective, [outcomes[number] for number in numbers])
             for numbers in self.method.groups(len(outcomes))
         }
+
+    def _pairs(
+        self, outcomes: Sequence[Outcome], groups: dict[tuple[int, ...], Group]
+    ) -> list[Pair]:
+        """The first of each group beside each of the others."""
+        return [
+            compare(self.objective, outcomes[first], outcomes[other], errors=True)
+            for first, *others in groups
+            for other in others
+        ]
 
 
 def _in_order(groups: dict[tuple[int, ...], Group]) -> list[float]:

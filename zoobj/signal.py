@@ -9,6 +9,7 @@ import numpy as np
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score, ScoreError, is_score
+from zoobj.paired import kinds_of, mean_error, set_error
 
 OnError = Literal["drop", "raise", "floor"]
 Verdict = Literal["improved", "not shown", "worse"]
@@ -171,11 +172,15 @@ def together(objective: Objective, outcomes: Sequence[Outcome]) -> Group:
 
 @dataclass(frozen=True)
 class Pair:
-    """A group of two.
+    """Two offsets scored on the same examples, in detail.
 
     Attributes:
         plus, minus: their values; NaN if n is 0.
         n, failed, flips: see ``Group``.
+        up: examples with a higher score at plus (for a set-level objective: right there only).
+        down: likewise at minus.
+        changed: examples whose output differs.
+        error: standard error of plus - minus; NaN where it can't be told or was not asked for.
     """
 
     plus: float
@@ -183,17 +188,57 @@ class Pair:
     n: int
     failed: int
     flips: int
+    up: int = 0
+    down: int = 0
+    changed: int = 0
+    error: float = math.nan
 
     @property
     def tie(self) -> bool:
-        """Equal values."""
+        """Equal values: the pair says nothing. A pair without a value is no tie, but a failure."""
         return self.plus == self.minus
 
 
-def compare(objective: Objective, plus: Outcome, minus: Outcome) -> Pair:
-    """Pair the outcomes of two offsets on the same examples."""
-    group = together(objective, [plus, minus])
-    return Pair(*group.values, group.n, group.failed, group.flips)
+def compare(objective: Objective, plus: Outcome, minus: Outcome, errors: bool = False) -> Pair:
+    """Pair the outcomes of two offsets on the same examples.
+
+    Args:
+        objective: that gave them.
+        plus, minus: the two sides.
+        errors: also take the standard error of the difference; see ``zoobj.paired``.
+    """
+    group, error = together(objective, [plus, minus]), math.nan
+    both = known_in_both(plus, minus)
+    changed = [i for i in _changed([plus.batch, minus.batch]) if i in {*both}]
+    if plus.scores is not None and minus.scores is not None:
+        pairs = [(plus.scores[i] or 0.0, minus.scores[i] or 0.0) for i in both]
+        up, down = (sum(s * a > s * b for a, b in pairs) for s in (1, -1))
+        error = mean_error(pairs) if errors else math.nan
+    else:
+        there, here = ({i for i in changed if _right(side.batch, i)} for side in (plus, minus))
+        up, down = len(there - here), len(here - there)
+        error = _set_error(objective, plus, minus, both) if errors else math.nan
+    told = (group.n, group.failed, group.flips)
+    return Pair(*group.values, *told, up, down, len(changed), error)
+
+
+def known_in_both(plus: Outcome, minus: Outcome) -> list[int]:
+    """Positions of the examples that could be scored on either side."""
+    there = {*minus.known}
+    return [i for i in plus.known if i in there]
+
+
+def _set_error(objective: Objective, plus: Outcome, minus: Outcome, both: list[int]) -> float:
+    """Standard error of the difference of set-level values."""
+
+    def difference(keep: Sequence[int]) -> float:
+        left = [both[i] for i in keep]
+        return value_over(objective, plus, left) - value_over(objective, minus, left)
+
+    kinds: Sequence[int] = range(len(both))  # the scores of parts may depend on anything
+    if not objective.parts:
+        kinds = kinds_of([plus.batch.select(both), minus.batch.select(both)], objective.needs)
+    return set_error(difference, kinds)
 
 
 def value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> float:
@@ -216,13 +261,24 @@ def value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> f
     return judge(objective, outcome.batch.select(keep)).value
 
 
-def _changed(batches: Sequence[Batch]) -> int:
-    """How many outputs differ between scorings of the same examples."""
+def _changed(batches: Sequence[Batch]) -> list[int]:
+    """The examples whose output differs between scorings."""
     for column in ("predictions", "completions", "reference_logprob"):
         outputs = [getattr(batch, column) for batch in batches]
         if None not in outputs:
-            return sum(any(x != row[0] for x in row) for row in zip(*outputs, strict=True))
-    return 0
+            rows = enumerate(zip(*outputs, strict=True))
+            return [i for i, row in rows if any(x != row[0] for x in row)]
+    return []
+
+
+def _right(batch: Batch, i: int) -> bool:
+    """Whether the output of an example is the gold one, or one of them."""
+    gold = batch.references[i]
+    if batch.predictions is not None:
+        return bool(batch.predictions[i] == gold)
+    return batch.completions is not None and batch.completions[i] in (
+        gold if isinstance(gold, list) else [gold]
+    )
 
 
 class RunningScale:
@@ -281,7 +337,7 @@ def paired_bootstrap(
     if not (is_score(before.value) and is_score(after.value)):
         return math.nan, math.nan
     if before.scores is None or after.scores is None:
-        both = np.array(_known_in_both(after, before), dtype=int)
+        both = np.array(known_in_both(after, before), dtype=int)
         n = len(both)
         if not n:
             return math.nan, math.nan

@@ -87,7 +87,7 @@ class ZOTrainer:
         if given is not None:
             self.args.model_name_or_path = given.config.name_or_path or type(given).__name__
         self.model, self.tokenizer = make_model(self.args, given, processing_class, peft_config)
-        self.args = chosen(self.args, self.model)
+        self.args = chosen(self.args, self.model, given is not None)
         self.tuned = make_tuned(self.args, self.model, self.tokenizer)
         self.scorer = make_scorer(self.args, self.model, self.tokenizer, self.task)
         self.scorer.between = self._scored
@@ -315,7 +315,7 @@ class ZOTrainer:
                 self.track.to(step, run)
                 self._validate(step)
         self.track.to(len(run.steps), run)
-        self.method.load_state_dict(run.steps[-1]["state"])
+        self.probe.resume(run.steps[-1])
         logger.info("resumed at step %d", len(run.steps))
 
     def _checkpoint(self) -> None:
