@@ -1,6 +1,6 @@
 """The table of docs/objectives.md, from the code.
 
-    python scripts/table_of_objectives.py > table.md
+python scripts/table_of_objectives.py > table.md
 """
 
 import inspect
