@@ -48,7 +48,7 @@ def _counts(metric: Any, completion: str, references: tuple[str, ...]) -> list[A
     As ``corpus_score`` counts, but kept: an interval takes the values of a thousand resamples.
     """
     (counts,) = metric._extract_corpus_statistics([completion], [[text] for text in references])
-    return counts  # type: ignore[no-any-return]
+    return counts
 
 
 def _scaled(score: Any) -> float:

@@ -694,6 +694,8 @@ def test_json_valid(text: str) -> None:
 
 def test_a_number_of_thousands_of_digits_is_json() -> None:
     assert scored("json_valid", "1" * 5000, []) == 1.0
+    assert scored(objectives.JSONSchema({"type": "integer"}), "1" * 5000, []) == 1.0
+    assert scored(objectives.JSONSchema({"multipleOf": 0.1}), "1" * 5000, []) == 0.0
 
 
 SCHEMA = {
