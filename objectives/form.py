@@ -158,8 +158,8 @@ def _is_valid(text: str, validator: Any = None) -> bool:
     try:
         value = json.loads(text, parse_constant=_refuse, parse_int=_integer)
         return validator is None or bool(validator.is_valid(value))
-    except (ValueError, RecursionError):  # nested more deeply than Python reads
-        return False
+    except (ValueError, ArithmeticError, RecursionError):
+        return False  # no JSON, or too large or too deeply nested to be read
 
 
 def _refuse(constant: str) -> Any:

@@ -142,7 +142,7 @@ def test_mcc(given: list[Line]) -> None:
     assert got == pytest.approx(scikit)
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(sets, st.sampled_from(["macro", "micro", "weighted", "binary"]))
 def test_precision_and_recall(given: list[Line], average: str) -> None:
     batch = chosen(given)
@@ -185,7 +185,7 @@ def slow_average_precision(positive: list[bool], odds: list[float]) -> float:
         ("average_precision", slow_average_precision, sklearn.metrics.average_precision_score),
     ],
 )
-@settings(max_examples=300)
+@many
 @given(given=sets, pos_label=st.integers(0, 1))
 def test_areas(name: str, slow: Any, scikit: Any, given: list[Line], pos_label: int) -> None:
     batch = chosen(given)
@@ -204,7 +204,7 @@ def test_areas(name: str, slow: Any, scikit: Any, given: list[Line], pos_label: 
     assert got == pytest.approx(np.mean([scikit(*side) for side in sides]))
 
 
-@many
+@settings(max_examples=100)
 @given(sets.filter(lambda given: {gold for gold, _ in given} == set(range(len(given[0][1])))))
 def test_auc_of_several_classes_is_scikit_learn_s(given: list[Line]) -> None:
     batch = chosen(given)
@@ -694,6 +694,8 @@ def test_json_valid(text: str) -> None:
 
 def test_a_number_of_thousands_of_digits_is_json() -> None:
     assert scored("json_valid", "1" * 5000, []) == 1.0
+    assert scored(objectives.JSONSchema({"type": "integer"}), "1" * 5000, []) == 1.0
+    assert scored(objectives.JSONSchema({"multipleOf": 0.1}), "1" * 5000, []) == 0.0
 
 
 SCHEMA = {
@@ -702,6 +704,7 @@ SCHEMA = {
     "properties": {"age": {"type": "integer", "minimum": 0}, "name": {"type": "string"}},
     "additionalProperties": False,
 }
+PERSON, EACH_ROW = objectives.JSONSchema(SCHEMA), objectives.JSONSchema(column="schema")
 people = st.dictionaries(st.sampled_from(["age", "name", "town"]), values, max_size=3)
 
 
@@ -714,17 +717,16 @@ def fits(value: Any) -> bool:
     return whole and age >= 0 and isinstance(value.get("name", ""), str)
 
 
-@settings(max_examples=300)
+@many
 @given(st.one_of(people, values, st.builds(lambda n: {"age": n}, st.integers(-2, 3))))
 @example({"age": 3, "name": "x"})
 @example({"age": 3.0})
 def test_json_schema(value: Any) -> None:
     text = json.dumps(value)
-    assert scored(objectives.JSONSchema(SCHEMA), text, []) == fits(value)
-    assert scored(objectives.JSONSchema(SCHEMA), text[:-1] + "?", []) == 0.0
-    by_row = objectives.JSONSchema(column="schema")
+    assert scored(PERSON, text, []) == fits(value)
+    assert scored(PERSON, text[:-1] + "?", []) == 0.0
     batch = answered([text] * 3, [[]] * 3, schema=[SCHEMA, json.dumps(SCHEMA), True])
-    assert by_row.score(batch) == [fits(value), fits(value), 1.0]
+    assert EACH_ROW.score(batch) == [fits(value), fits(value), 1.0]
 
 
 def test_json_schema_in_a_file(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def _ls(args: argparse.Namespace) -> int:
     for name in sorted(catalogue(kind)):
         found = find(kind, name)
         summary = (found.thing.__doc__ or "").strip().partition("\n\n")[0]
-        print(f"{name:<16} {' '.join(summary.split())}  [{found.where}]")
+        print(f"{name:<18} {' '.join(summary.split())}  [{found.where}]")
     return 0
 
 
