@@ -63,7 +63,7 @@ class Evaluate(Objective):
             raise UserError(
                 f"evaluate: {metric!r} has no compute(predictions=, references=): give a metric"
             )
-        own = str(getattr(metric, "name", type(metric).__name__))
+        own = str(getattr(metric, "name", getattr(metric, "__name__", type(metric).__name__)))
         self.metric, self.key, self.options = metric, key, options
         self.name = name or (own if key in (None, own) else f"{own}_{key}")
         self.higher_is_better, self.bounds = higher_is_better, tuple(bounds)  # type: ignore[assignment]

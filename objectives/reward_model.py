@@ -121,7 +121,7 @@ def _loaded(path: str, device: str | None, dtype: str) -> tuple[Any, Any]:
 
 def _label(config: Any, label: int | str | None) -> int:
     """The place of the label among the logits."""
-    names = {str(name): place for name, place in config.label2id.items()}
+    names = {str(name): int(place) for place, name in config.id2label.items()}
     if label is None and config.num_labels == 1:
         return 0
     if label is None:
@@ -133,4 +133,4 @@ def _label(config: Any, label: int | str | None) -> int:
         return label
     if str(label) not in names:
         raise UserError(f"reward_model has no label {label!r}{did_you_mean(str(label), names)}")
-    return int(names[str(label)])
+    return names[str(label)]

@@ -191,6 +191,7 @@ def test_torchmetrics_of_choices(spec: str, function: str, batch: Batch) -> None
     assert objective.higher_is_better == (function != "calibration")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @given(batches(2, size=2))
 def test_torchmetrics_curves_take_probabilities(batch: Batch) -> None:
     second = torch.tensor(softmax(np.array(batch.label_scores), axis=1)[:, 1])
@@ -244,7 +245,7 @@ def test_torchmetrics_objects_are_left_alone() -> None:
         ("classification.MulticlassF1:num_classes=3", "did you mean 'MulticlassF1Score'"),
         ("clasification.BinaryF1Score", "has no attribute 'clasification'"),
         ("classification.MulticlassF1Score", "missing 1 required positional argument"),
-        ("classification.MulticlassF1Score:num_classes=-1", "num_classes"),
+        ("classification.MulticlassF1Score:num_classes=-1", "RuntimeError"),
     ],
 )
 def test_torchmetrics_specs_that_fit_nothing(spec: str, problem: str) -> None:
@@ -376,7 +377,8 @@ def test_evaluate_leaves_the_global_generators_alone(scripts: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "problem"), [("f2", "has no 'f2' in its result; did you mean 'f1'"), ("all", "one num")]
+    ("key", "problem"),
+    [("f2", "has no 'f2' in its result; choose from: all, f1"), ("all", "one num")],
 )
 def test_evaluate_keys_that_are_no_number(key: str, problem: str) -> None:
     class Told:
@@ -504,8 +506,8 @@ def test_a_reward_model_with_a_chat_template(saved: Callable[..., str], tokenize
 
 
 def test_a_reward_model_keeps_the_last_tokens(saved: Callable[..., str]) -> None:
-    made = RewardModel(saved(), max_length=8)
-    long = said(["One two three " * 40, "three " * 40], ["by the river"] * 2)
+    made = RewardModel(saved(), max_length=4)
+    long = said(["One two three " * 40, "three " * 40], ["by the river and the wall"] * 2)
     first, second = made.score(long)
     assert first == second
     RewardModel(saved()).score(long)  # else the model has no positions for so many
@@ -645,6 +647,7 @@ def test_conversational_in_a_spec(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_statistics")
 @pytest.mark.parametrize(
     "told",
     [
@@ -663,13 +666,13 @@ def test_a_run_on_choices(tmp_path: Path, told: Any) -> None:
     task = SST2(train_file=[{"sentence": f"film {i}", "label": i % 2} for i in range(100)])
     result = ZOTrainer(task=task, args=small(tmp_path / "run", objective=told)).train()
     assert math.isfinite(result.after)
-    assert result.verdict in ("improved", "not shown", "worse")
     for line in read(tmp_path / "run" / "log.jsonl"):
         assert line["n"] == 8
         assert ("rewards" in line) == isinstance(told, list)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_statistics")
 @pytest.mark.parametrize("kind", ["evaluate", "reward", "reward_model"])
 def test_a_run_on_texts(
     tmp_path: Path, scripts: Path, saved: Callable[..., str], kind: str

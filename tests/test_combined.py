@@ -10,7 +10,7 @@ from typing import Any
 import killed
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 from test_trainer import lines, small
@@ -18,6 +18,7 @@ from test_trainer import lines, small
 from zoobj import ZOTrainer
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
+from zoobj.evaluation import evaluate, validate
 from zoobj.journal import Journal
 from zoobj.objective import Batch, Objective, Score, as_objective
 from zoobj.objectives import F1, Accuracy, ExactMatch, Sum, TokenF1
@@ -94,6 +95,7 @@ def test_a_sum_is_the_weighted_sum(table: list[Any], first: float, second: float
     assert outcome.beside["beside"].failed == sum(score is None for score in beside)
 
 
+@settings(max_examples=25)
 @given(weights, weights)
 def test_operators_are_the_list(first: float, second: float) -> None:
     a, b, c = Given("a"), Given("b"), Given("c", higher_is_better=False)
@@ -375,12 +377,17 @@ def words(completions: list[str], **kwargs: Any) -> list[float]:
     return [float(len(text.split())) for text in completions]
 
 
+@pytest.mark.usefixtures("no_statistics")
 def test_a_run_logs_every_part(tmp_path: Path) -> None:
     told = Logs()
-    objective = as_objective([*TOLD, {"name": words, "weight": -0.01}])
-    trainer = ZOTrainer(objective=objective, args=small(tmp_path, max_steps=2), callbacks=[told])
-    result = trainer.train()
+    objective = [*TOLD, {"name": f"{__name__}:words", "weight": -0.01}]
+    args = small(tmp_path, objective=objective, max_steps=2)
+    result = ZOTrainer(args=args, callbacks=[told]).train()
     assert result.objective == "token_f1+0.5*exact_match-0.01*words"
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["objective"] == objective
+    more = ZOConfig(output_dir=str(tmp_path), resume_from_checkpoint=True, max_steps=3)
+    ZOTrainer(args=more).train()
+    assert len(lines(tmp_path / "log.jsonl")) == 3
     for line in lines(tmp_path / "log.jsonl"):
         parts = line["rewards"]
         assert list(parts) == ["token_f1", "exact_match", "words"]
@@ -392,10 +399,16 @@ def test_a_run_logs_every_part(tmp_path: Path) -> None:
         assert total == pytest.approx(line["value"])
     first, last = told.logs[0], told.logs[-1]
     assert "test_rewards/words/mean" in first
-    assert "test_rewards/token_f1/mean" in last
+    assert "eval_rewards/token_f1/mean" in last
     step = next(logs for logs in told.logs if "reward" in logs)
     assert step["rewards/exact_match/weight"] == 0.5
     assert step["rewards/words/max"] >= step["rewards/words/mean"] > 0
+
+
+def test_eval_tells_every_part() -> None:
+    told = evaluate(ZOConfig(objective=TOLD, max_new_tokens=8), limit=4)
+    parts = told["rewards"]
+    assert told["value"] == parts["token_f1"]["mean"] + 0.5 * parts["exact_match"]["mean"]
 
 
 REWARD = "def words(completions):\n    return [float(len(text.split())) for text in completions]\n"
@@ -414,6 +427,7 @@ def limited_run(folder: Path) -> Path:
     return config
 
 
+@pytest.mark.slow
 def test_a_run_with_a_limit_that_is_killed_comes_to_the_same_end(tmp_path: Path) -> None:
     config = limited_run(tmp_path)
     arguments = ["--config", config]
@@ -446,8 +460,6 @@ def test_a_misspelt_part_is_told_before_the_wait(tmp_path: Path) -> None:
 
 
 def test_gold_answers_of_a_combination_need_no_full_marks() -> None:
-    from zoobj.evaluation import validate
-
     args = ZOConfig(task="squad_mini", objective=[*TOLD, {"name": words, "at_most": 0}])
     told = list(validate(args))
     assert any("token_f1+0.5*exact_match,words<=0 of the gold answers: " in line for line in told)

@@ -1,17 +1,16 @@
 """transformers' TrainerCallback protocol: what callbacks and trackers are told, and may ask for.
 
-Names of what is logged, as TRL has them where it has any; trackers put train/ before them, and
-eval/ and test/ instead of eval_ and test_:
+Of a combination each figure of each part (see zoobj.parts) is logged as rewards/PART/FIGURE, in
+evaluations with eval_ or test_ before it. Names of what is logged otherwise, as TRL has them where it
+has any; trackers put train/ before them, and eval/ and test/ instead of eval_ and test_:
 
     reward                  mean of the values of the step's offsets
-    rewards/NAME/mean       the same, by the objective's name; of a combination also each part's,
-                            with std, min, max, failed and its terms: see zoobj.parts
+    rewards/NAME/mean       the same, by the objective's name
     frac_reward_zero_std    share of the step's pairs that tie
     flip_rate               share of its examples whose score differs between the sides
     tie_rate                share of all steps so far that tied
     learning_rate, eps, failed, evals, step_time, epoch
-    eval_NAME, test_NAME    the objective on validation and test; also _runtime, _samples, and
-                            _rewards/NAME/mean ... of the parts
+    eval_NAME, test_NAME    the objective on validation and test; also _runtime, _samples
 """
 
 import dataclasses

@@ -154,14 +154,14 @@ def as_objective(thing: Any) -> Objective:
     made = build("objective", thing) if isinstance(thing, str) else thing
     if inspect.isclass(made) and issubclass(made, Objective):
         made = call(made, f"objective {made.__name__}")
-    return _checked(made if isinstance(made, Objective) else _adapted(made))
+    return _checked(made if isinstance(made, Objective) else _adapted(made, thing))
 
 
-def _adapted(thing: Any) -> Objective:
-    """The adapter for things of this shape, by its registered name."""
+def _adapted(thing: Any, told: Any) -> Objective:
+    """The adapter for things of this shape, by its registered name; ``told`` is what named it."""
     if isinstance(thing, Mapping):
-        told = thing if "parts" in thing else {"parts": [thing]}
-        return build("objective", "sum", **{str(key): value for key, value in told.items()})
+        options = thing if "parts" in thing else {"parts": [thing]}
+        return build("objective", "sum", **{str(key): value for key, value in options.items()})
     if isinstance(thing, Sequence):
         return build("objective", "sum", parts=thing)
     methods = {
@@ -178,7 +178,7 @@ def _adapted(thing: Any) -> Objective:
     if "__call__" in methods:
         return build("objective", "reward", fn=thing)
     raise UserError(
-        f"{thing!r} is no objective: give a name, an Objective, a function of prompts and "
+        f"{told!r} is no objective: give a name, an Objective, a function of prompts and "
         "completions, a metric with compute(), or a list of these"
     )
 
