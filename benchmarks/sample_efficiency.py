@@ -186,7 +186,7 @@ def report(o: argparse.Namespace, groups: dict[str, list[Run]], goal: float, sig
         f"start {median(r['curve'][0][1] for rs in groups.values() for r in rs):.4f}; "
         f"MeZO's median at the end, {goal:.4f}, is the goal",
         "",
-        "| | final, median [lowest, highest] | examples to the goal, median [all] | of the budget |",
+        "| | final, median [lowest, highest] | examples to the goal, median [all] | of budget |",
         "|---|---|---|---|",
     ]
     for name, runs in groups.items():

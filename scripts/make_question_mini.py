@@ -1,4 +1,4 @@
-"""Write the data set ``question_mini``: questions and what they ask for, six classes of unequal size.
+"""Write the data set ``question_mini``: questions, and which of six unequal classes they are of.
 
     python scripts/make_question_mini.py [--output_dir tasks/data/question_mini] [--seed 2025]
 

@@ -50,7 +50,7 @@ def test_the_optimizer_example_learns() -> None:
     assert float((model(x).argmax(1) == y).float().mean()) > 0.9
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/runs.md", "docs/walk.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/runs.md", "docs/walk.md", "docs/methods.md"])
 def test_every_flag_is_one_of_the_command_s(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     flags = set(re.findall(r"--([a-z][a-z_]+)", text)) - {"index"}  # pip's --index-url

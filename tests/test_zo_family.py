@@ -405,7 +405,8 @@ class Interrupt:
 @pytest.mark.parametrize("method", ALL)
 def test_a_run_that_is_cut_off_ends_as_it_would_have(tmp_path: Path, method: str) -> None:
     """Within a step, in whatever round: what was scored is not asked for again."""
-    whole, cut, rest = Interrupt(), Interrupt(at=14), Interrupt()
+    at = 7 if method == "zo-conservative" else 9  # the try-out is 1, step 0 begins with 4
+    whole, cut, rest = Interrupt(), Interrupt(at), Interrupt()
     ZOTrainer(objective=whole, args=small(tmp_path / "whole", method)).train()
     with pytest.raises(Interrupted):
         ZOTrainer(objective=cut, args=small(tmp_path / "run", method)).train()
@@ -463,7 +464,9 @@ def test_blocks_are_replayed(tmp_path: Path) -> None:
     steps = untimed(out)
     assert steps[0]["run"]["settings"]["blocks"] == 3
     best = json.loads((out / "result.json").read_text())["best_step"]
-    back = ZOTrainer.from_log(str(out), args=ZOConfig(output_dir=str(tmp_path / "b")))
+    back = ZOTrainer.from_log(
+        str(out), args=ZOConfig(output_dir=str(tmp_path / "b")), objective=Interrupt()
+    )
     model = ZOTrainer(args=small(tmp_path / "c", "zo-sgd")).model
     names = [name for name, _ in model.named_parameters()]
     walk = Walk(model.named_parameters(), blocks=3)
