@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from zoobj.comparison import BASELINES, PROBE, Cell
+from zoobj.comparison import BASELINES, PROBE, ZERO_SHOT, Cell
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError, did_you_mean
 from zoobj.files import jsonable, replace_text, write_json
@@ -80,11 +80,10 @@ def _of(told: Row, method: str, objective: str) -> bool:
 def _zero(told: Sequence[Row], objective: str) -> float | None:
     """The value of the model as it is: every run has measured it."""
     for cell in told:
-        result = cell.get("result", {})
-        if cell["cell"]["objective"] == objective and result:
-            value = result.get("before", result["value"] if "before" not in result else None)
-            if cell["cell"]["method"] == "zero-shot" or "before" in result:
-                return None if value is None else float(value)
+        if cell["cell"]["objective"] == objective and "result" in cell:
+            key = "value" if cell["cell"]["method"] == ZERO_SHOT else "before"
+            if key in cell["result"]:
+                return float(cell["result"][key])
     return None
 
 

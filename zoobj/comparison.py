@@ -53,6 +53,8 @@ def result(cell: Cell, settings: dict[str, Any], shots: int, folder: Path) -> di
 
 
 def _baseline(name: str, args: ZOConfig, shots: int) -> dict[str, Any]:
+    import torch
+
     from zoobj import baselines
     from zoobj.environment import peak_memory
     from zoobj.models import default_device
@@ -63,7 +65,7 @@ def _baseline(name: str, args: ZOConfig, shots: int) -> dict[str, Any]:
         told = baselines.in_context(args, shots)
     else:
         told = baselines.linear_probe(args)
-    return {**asdict(told), "peak_memory_bytes": peak_memory(default_device())}
+    return {**asdict(told), "peak_memory_bytes": peak_memory(torch.device(default_device()))}
 
 
 def _trained(args: ZOConfig, folder: Path) -> dict[str, Any]:
