@@ -85,6 +85,7 @@ def _parser() -> _Parser:
     for name, run, text, flags in (
         ("train", _train, "tune a model", _train_flags),
         ("eval", _eval, "score a model", _eval_flags),
+        ("compare", _compare, "methods and baselines at one budget, in one table", _compare_flags),
         ("replay", _replay, "from a base model and a log to weights", _replay_flags),
         ("log", _log, "check a run's log and show it", _log_flags),
         ("ls", _ls, "list tasks, objectives or methods", _ls_flags),
@@ -140,7 +141,7 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int:
     settings = _settings(args)
     _check_names(settings)
-    _quiet()
+    quiet()
     from zoobj.lineage import pointed_at
     from zoobj.progress import ProgressBar
     from zoobj.run import check_output_dir
@@ -192,11 +193,40 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
 def _eval(args: argparse.Namespace) -> int:
     settings, limit = _settings(args), _count("--limit", args.limit)
     _check_names(settings)
-    _quiet()
+    quiet()
     from zoobj.evaluation import evaluate
 
     result = evaluate(settings, args.split, limit, args.output)
     print(result)
+    return 0
+
+
+def _compare_flags(parser: argparse.ArgumentParser) -> None:
+    _setting_flags(parser)
+    parser.add_argument("--methods", default="all", help="names by commas, or all [all]")
+    parser.add_argument("--objectives", help="specs by spaces [the task's own]")
+    parser.add_argument("--seeds", help="runs of each method, with seeds 1 to N [3]")
+    parser.add_argument(
+        "--baselines",
+        default="zero-shot,in-context,linear-probe",
+        help="by commas, or none [zero-shot,in-context,linear-probe]",
+    )
+    parser.add_argument("--icl_examples", help="in the prompts of the baseline in-context [4]")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    _check_names(settings)
+    quiet()
+    from zoobj.assemble import make_task
+    from zoobj.compare import compare
+
+    objectives = (args.objectives or settings.objective or make_task(settings).objective).split()
+    baselines = [] if args.baselines == "none" else args.baselines.split(",")
+    seeds = _count("--seeds", args.seeds) or 3
+    shots = _count("--icl_examples", args.icl_examples) or 4
+    print(compare(settings, args.methods.split(","), objectives, seeds, shots, baselines))
+    print(f"saved in {settings.output_dir}")
     return 0
 
 
@@ -226,7 +256,7 @@ def _replay(args: argparse.Namespace) -> int:
     told = settings.model_dump(include=settings.model_fields_set & {*_MODEL})
     until = None if args.until is None else _whole("--until", args.until)
     last = _count("--average", args.average) or 1
-    _quiet()
+    quiet()
     from zoobj.replay import replay
 
     print(replay(args.log, args.output, until, last, told))
@@ -266,7 +296,7 @@ def _validate_flags(parser: argparse.ArgumentParser) -> None:
 
 def _validate(args: argparse.Namespace) -> int:
     settings = _settings(args)
-    _quiet()
+    quiet()
     from zoobj.evaluation import validate
 
     for line in validate(settings):
@@ -324,8 +354,8 @@ def _count(flag: str, text: str | None) -> int | None:
     return int(text)
 
 
-def _quiet() -> None:
-    """Other libraries' progress bars and advice don't belong among our few lines."""
+def quiet() -> None:
+    """Silence other libraries: their progress bars and advice don't belong among our few lines."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -81,7 +81,7 @@ def load_model(
             f"{missing[0]} (of {len(missing)}): they would be random"
         )
     if device_map is None:
-        model = model.to(_default_device())
+        model = model.to(default_device())
     return model, tokenizer
 
 
@@ -231,7 +231,8 @@ def _dequantised(gguf_file: str | None) -> dict[str, Any]:
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """The first GPU where there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
