@@ -26,9 +26,7 @@ def few(folder: Path, **more: Any) -> ZOConfig:
     return ZOConfig(**{**FEW, **more}, output_dir=str(folder))
 
 
-def test_the_command_writes_its_tables(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [text for name, value in FEW.items() for text in (f"--{name}", str(value))]
     out = tmp_path / "out"
     told = ["compare", *flags, "--methods", "zo-sgd", "--seeds", "2", "--output_dir", str(out)]
@@ -85,7 +83,10 @@ def test_a_choices_task_has_a_probe_and_examples_in_context(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("methods", "baselines", "message"),
-    [(["zo-sgdd"], [], "did you mean 'zo-sgd'"), (["zo-sgd"], ["zero"], "did you mean 'zero-shot'")],
+    [
+        (["zo-sgdd"], [], "did you mean 'zo-sgd'"),
+        (["zo-sgd"], ["zero"], "did you mean 'zero-shot'"),
+    ],
 )
 def test_unknown_names(
     methods: list[str], baselines: list[str], message: str, tmp_path: Path

@@ -213,7 +213,11 @@ def _plot(rows: Sequence[Row], told: Sequence[Row], path: Path) -> None:
 
     objectives = list(dict.fromkeys(row["objective"] for row in rows))
     figure, panels = pyplot.subplots(
-        1, len(objectives), figsize=(5.5 * len(objectives), 4.5), layout="constrained", squeeze=False
+        1,
+        len(objectives),
+        figsize=(5.5 * len(objectives), 4.5),
+        layout="constrained",
+        squeeze=False,
     )
     for objective, axes in zip(objectives, panels[0], strict=True):
         shown = [row for row in rows if row["objective"] == objective and "value" in row][::-1]
