@@ -1,4 +1,4 @@
-"""What a tuned model is compared with: nothing, examples in the prompt, a probe of what it knows."""
+"""What a tuned model is compared with: itself, a prompt with examples, a probe of what it knows."""
 
 import time
 from dataclasses import dataclass

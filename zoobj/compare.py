@@ -184,7 +184,7 @@ def _write(rows: Sequence[Row], told: Sequence[Row], folder: Path) -> str:
 
 def _markdown(rows: Sequence[Row]) -> str:
     lines = [
-        "| method | objective | value | gain [95 %] | verdict | evals | seconds | peak MiB | walk |",
+        "| method | objective | value | gain [95 %] | verdict | evals | seconds | MiB | in walk |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -15,7 +15,7 @@ from zoobj.estimators.first_order import Fused
 
 
 class LOMO(Fused):
-    """Gradient descent during the backward pass: no gradient survives; differentiable objectives."""
+    """Gradient descent during the backward pass, so that no gradient survives it."""
 
     name = "lomo"
 
