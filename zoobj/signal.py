@@ -218,8 +218,9 @@ def compare(objective: Objective, plus: Outcome, minus: Outcome, errors: bool = 
         there, here = ({i for i in changed if _right(side.batch, i)} for side in (plus, minus))
         up, down = len(there - here), len(here - there)
         error = _set_error(objective, plus, minus, both) if errors else math.nan
-    told = (group.n, group.failed, group.flips)
-    return Pair(*group.values, *told, up, down, len(changed), error)
+    high, low = group.values
+    n, failed, flips = group.n, group.failed, group.flips
+    return Pair(high, low, n, failed, flips, up, down, len(changed), error)
 
 
 def known_in_both(plus: Outcome, minus: Outcome) -> list[int]:

@@ -56,7 +56,7 @@ class WithOptimizer(FirstOrder):
 
     def step(self, loss: Loss) -> float:
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.params, self.max_grad_norm)
         if self.max_grad_value is not None:
@@ -82,7 +82,7 @@ class Fused(FirstOrder):
         scale = self._scale(loss) if self.max_grad_norm is not None else 1.0
         value = loss()
         with self._each(lambda param, grad: self._apply(param, grad.mul_(scale))):
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         return float(value.detach())
 
     def begin(self) -> None:
@@ -103,7 +103,7 @@ class Fused(FirstOrder):
         assert self.max_grad_norm is not None
         squares: list[float] = []
         with self._each(lambda param, grad: squares.append(float(grad.double().square().sum()))):
-            loss().backward()  # type: ignore[no-untyped-call]
+            loss().backward()
         return min(1.0, self.max_grad_norm / (math.sqrt(math.fsum(squares)) + 1e-6))
 
     @contextmanager
