@@ -71,7 +71,7 @@ def test_yaml_settings_and_flags_that_win(tmp_path: Path) -> None:
     run = zoobj("train", "--config", config, "--seed", 6, "--output_dir", out, "--disable_tqdm")
     assert run.returncode == 0, run.stderr
     resolved = yaml.safe_load((out / "config.yaml").read_text())
-    assert (resolved["max_steps"], resolved["seed"], resolved["eps"]) == (1, 6, 0.005)
+    assert (resolved["max_steps"], resolved["seed"], resolved["eps"]) == (1, 6, "auto")
     assert resolved["environment"]["versions"]["torch"]
     assert set(resolved["environment"]["data"]) == {"train", "validation", "test"}
     # The folder's own config repeats the run.

@@ -21,6 +21,8 @@ def small(output_dir: Path, **more: Any) -> ZOConfig:
     settings: dict[str, Any] = {
         "output_dir": str(output_dir),
         "push_to_hub": True,
+        "tune": "full",
+        "eps": 5e-3,
         "max_steps": 2,
         "eval_steps": 2,
         "per_device_train_batch_size": 4,

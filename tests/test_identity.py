@@ -35,6 +35,8 @@ def begun(tmp_path: Path) -> dict[str, Any]:
         "test_file": str(tmp_path / "rows.json"),
         "objective": f"{tmp_path / 'reward.py'}:brief",
         "output_dir": str(tmp_path / "run"),
+        "tune": "full",
+        "eps": 5e-3,
         "max_steps": 4,
         "eval_steps": 2,
         "per_device_train_batch_size": 4,

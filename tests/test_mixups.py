@@ -21,6 +21,8 @@ from zoobj.replay import read_log, walk_after
 def settings(out: Path, **more: Any) -> ZOConfig:
     told: dict[str, Any] = {
         "output_dir": str(out),
+        "tune": "full",
+        "eps": 5e-3,
         "max_steps": 6,
         "eval_steps": 2,
         "save_steps": 3,

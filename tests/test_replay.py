@@ -22,6 +22,8 @@ STEPS = 12
 def settings(folder: Path, **more: Any) -> ZOConfig:
     told: dict[str, Any] = {
         "output_dir": str(folder),
+        "tune": "full",
+        "eps": 5e-3,
         "max_steps": STEPS,
         "eval_steps": 4,
         "save_steps": 1,

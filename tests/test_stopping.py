@@ -23,6 +23,8 @@ def small(output_dir: Path, **more: Any) -> ZOConfig:
     """Settings of a run of less than a second."""
     settings: dict[str, Any] = {
         "output_dir": str(output_dir),
+        "tune": "full",
+        "eps": 5e-3,
         "max_steps": 6,
         "eval_steps": 2,
         "lr_scheduler_type": "constant",  # so that a run does not depend on its budget

@@ -19,11 +19,12 @@ from zoobj.result import Result
 
 KEYS = (
     "objective split n before after difference ci95 verdict method steps evals seconds "
-    "seconds_in_walk tie_rate peak_memory_bytes inference_peak_memory_bytes best_step stop_reason"
+    "seconds_in_walk tie_rate flip_rate snr wasted peak_memory_bytes inference_peak_memory_bytes "
+    "best_step stop_reason"
 ).split()
 STEP_KEYS = {
     *("step", "move", "values", "n", "failed", "flips", "tie", "eps", "learning_rate", "evals"),
-    *("seconds", "seconds_in_walk", "checksum", "state", "hash"),
+    *("seconds", "seconds_in_walk", "checksum", "state", "hash", "signal"),
 }
 
 
@@ -31,6 +32,8 @@ def small(output_dir: Path, **more: Any) -> ZOConfig:
     """Settings of a run of a few seconds."""
     settings: dict[str, Any] = {
         "output_dir": str(output_dir),
+        "tune": "full",
+        "eps": 5e-3,
         "max_steps": 4,
         "eval_steps": 2,
         "per_device_train_batch_size": 8,

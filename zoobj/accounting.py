@@ -51,8 +51,9 @@ class Signal:
 def signal(lines: Iterable[dict[str, Any]]) -> Signal:
     """What the lines of a log come to; zeros where there are none."""
     steps = list(lines)
+    counts = [line.get("signal", {}) for line in steps]  # older logs have none
     total = {
-        name: math.fsum(line["signal"][name] for line in steps)
+        name: math.fsum(count.get(name, 0) for count in counts)
         for name in ("pairs", "ties", "lost", "squares", "noise")
     }
     noise = total["noise"]

@@ -1,7 +1,8 @@
 """What a run comes to: result.json."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from zoobj.accounting import signal
 from zoobj.config import ZOConfig
 from zoobj.objective import Objective
 from zoobj.run import RunFolder
@@ -15,6 +16,7 @@ class Result:
     ``before`` is of the weights that the run began with: the base, or where it branched off.
     ``best_step`` is the step whose weights were kept and gave ``after``. ``evals`` counts scored
     training examples, both sides of a pair; ``ci95`` is a paired bootstrap of the difference;
+    tie_rate, flip_rate, snr and wasted say how much the pairs said (``zoobj.accounting``);
     ``seconds`` are those of steps and evaluations, earlier sessions of a resumed run included;
     memory is bytes. ``stop_reason`` is a budget or rule (max_steps, max_evals, ``stopping.RULES``),
     "callback", or for a run that was cut off before ``after`` could be measured, and has NaN there,
@@ -35,6 +37,9 @@ class Result:
     seconds: float
     seconds_in_walk: float
     tie_rate: float
+    flip_rate: float
+    snr: float
+    wasted: float
     peak_memory_bytes: int
     inference_peak_memory_bytes: int
     best_step: int
@@ -86,6 +91,6 @@ def summarise(
         evals=run.evals,
         seconds=round(run.seconds, 3),
         seconds_in_walk=round(run.seconds_in_walk, 3),
-        tie_rate=run.tie_rate,
+        **asdict(signal(run.steps[run.start :])),
         **measured,  # type: ignore[arg-type]
     )

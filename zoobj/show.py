@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoobj.accounting import signal
 from zoobj.log import Line, Log
 from zoobj.replay import read_log
 from zoobj.run import METRICS
@@ -35,7 +36,7 @@ def show(path: str, count: int = 3) -> str:
 
 
 def _summary(path: str, steps: Sequence[Line]) -> list[str]:
-    last, examples = steps[-1], max(1, sum(line["n"] for line in steps))
+    last = steps[-1]
     seconds = sum(line["seconds"] for line in steps)
     walk = sum(line["seconds_in_walk"] for line in steps) / max(seconds, 1e-9)
     runs = [(line["step"], line["run"]) for line in steps if "run" in line]
@@ -52,10 +53,12 @@ def _summary(path: str, steps: Sequence[Line]) -> list[str]:
             f"from step {start}: {run['base']} ({run['base_checksum']}), {told['method']}{part} on "
             f"{told['objective']} of {told['task']}, seed {told['seed']}{origin}"
         )
-    ties = sum(line["tie"] for line in steps) / len(steps)
-    flips = sum(line["flips"] for line in steps) / examples
-    failed = sum(line["failed"] for line in steps)
-    return [*lines, f"ties {ties:.1%} of steps, flips {flips:.1%} of examples, failed {failed}"]
+    told, failed = signal(steps), sum(line["failed"] for line in steps)
+    return [
+        *lines,
+        f"ties {told.tie_rate:.1%} of steps, flips {told.flip_rate:.1%} of examples, failed "
+        f"{failed}; signal-to-noise of a pair {told.snr:.2f}, {told.wasted:.1%} of pairs wasted",
+    ]
 
 
 def _validations(lines: Sequence[Line]) -> list[str]:
