@@ -38,7 +38,6 @@ def small(output_dir: Path, **more: Any) -> ZOConfig:
     settings: dict[str, Any] = {
         "output_dir": str(output_dir),
         "tune": "full",
-        "eps": 5e-3,
         "max_steps": 4,
         "eval_steps": 2,
         "eps": 2e-2,
