@@ -121,7 +121,8 @@ class Reward(Objective):
         given["completions"] = batch.completions
         if self.conversational:
             given["prompts"] = _messages("user", batch.prompts)
-            given["completions"] = _messages("assistant", batch.completions or [])
+            if batch.completions is not None:
+                given["completions"] = _messages("assistant", batch.completions)
         given["label_scores"] = batch.label_scores
         given["reference_logprob"] = batch.reference_logprob
         generated = batch.predictions is None

@@ -1,8 +1,8 @@
 """transformers' TrainerCallback protocol: what callbacks and trackers are told, and may ask for.
 
 Of a combination each figure of each part (see zoobj.parts) is logged as rewards/PART/FIGURE, in
-evaluations with eval_ or test_ before it. Other names of what is logged, as TRL has them where it
-has any; trackers put train/ before them, and eval/ and test/ instead of eval_ and test_:
+evaluations with eval_ or test_ before it. Names of what is logged otherwise, as TRL has them where
+it has any; trackers put train/ before them, and eval/ and test/ instead of eval_ and test_:
 
     reward                  mean of the values of the step's offsets
     rewards/NAME/mean       the same, by the objective's name
