@@ -172,7 +172,8 @@ class Pair:
 def compare(objective: Objective, plus: Outcome, minus: Outcome) -> Pair:
     """Pair the outcomes of two offsets on the same examples."""
     group = together(objective, [plus, minus])
-    return Pair(*group.values, group.n, group.failed, group.flips)
+    high, low = group.values
+    return Pair(high, low, group.n, group.failed, group.flips)
 
 
 def _value_over(objective: Objective, outcome: Outcome, keep: Sequence[int]) -> float:

@@ -71,7 +71,7 @@ class ZOSVRG(Estimator):
         told = [x for x in zip(self.seeds, here, there, strict=True) if not math.isnan(x[1] - x[2])]
         for _, d, _ in told:
             self.scale.add(d)
-        new = [[seed, (d - anchor) / count] for seed, d, anchor in told]  # (1), (2)
+        new: list[list[Any]] = [[seed, (d - x) / count] for seed, d, x in told]  # (1), (2)
         if self.anchors:
             self.full, self.since, new = new, {}, []
         rate = self._rate() if told else 0.0
