@@ -265,6 +265,21 @@ def test_memory_is_seeds_and_scalars(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_passes_are_the_documented_ones(name: str) -> None:
+    """One for each offset: restore and update are folded into the next."""
+    weights = torch.nn.Parameter(torch.zeros(500))
+    method = make_method(ZOConfig(method=name, directions=2))
+    walk, passes = Walk([("weights", weights)]), []
+    travel = walk._passes.travel
+    walk._passes.travel = lambda *told: (passes.append(1), travel(*told))[1]  # type: ignore
+    for step in range(4):
+        passes.clear()
+        offsets, move = taken(method, step, lambda n, o: (walk.goto(o), float(n * 7 % 5))[1])
+        walk.commit(move)
+        assert len(passes) == len(offsets) == method.evaluations
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_equal_shapes_have_noise_of_their_own(name: str) -> None:
     params = {key: torch.nn.Parameter(torch.zeros(500)) for key in "abcd"}
     method = make_method(ZOConfig(method=name))
