@@ -393,6 +393,7 @@ def small(output_dir: Path, method: str, **more: Any) -> ZOConfig:
         "max_eval_samples": 4,
         "max_test_samples": 4,
         "max_new_tokens": 3,
+        "learning_rate": 5e-3,  # as far as eps: where a pair differs, so may a step
         "seed": 3,
     }
     return ZOConfig(**{**settings, **more})
