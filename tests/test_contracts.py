@@ -369,20 +369,20 @@ class TestZOSign(EstimatorContract):
 
 
 class TestZOMomentum(EstimatorContract):
-    make = ZOMomentum
+    make, steps = ZOMomentum, 150
 
 
 class TestZOMomentumSeveralDirections(EstimatorContract):
-    make = functools.partial(ZOMomentum, directions=3, normalize=False)
+    make, steps = functools.partial(ZOMomentum, directions=2, normalize=False), 150
     learning_rate = 2e-3  # each direction moves ten times as far in all
 
 
 class TestZOAdam(EstimatorContract):
-    make = ZOAdam
+    make, steps = ZOAdam, 150
 
 
 class TestZOAdamOneSided(EstimatorContract):
-    make = functools.partial(ZOAdam, directions=3, one_sided=True)
+    make, steps = functools.partial(ZOAdam, directions=2, one_sided=True), 150
 
 
 class TestZOConservative(EstimatorContract):
@@ -395,6 +395,7 @@ class TestZOConservativeSeveralDirections(EstimatorContract):
 
 class TestZOSVRG(EstimatorContract):
     make = ZOSVRG
+    learning_rate = 5e-3  # an anchor's directions are walked four times
 
 
 class TestZOSVRGSeveralDirections(EstimatorContract):
@@ -408,7 +409,7 @@ class TestOnePoint(EstimatorContract):
 
 
 class TestOnePointSeveralDirections(EstimatorContract):
-    make = functools.partial(OnePoint, directions=4, normalize=False)
+    make = functools.partial(OnePoint, directions=2, normalize=False)
     eps, learning_rate, steps = 0.1, 1e-2, 1000
 
 

@@ -18,7 +18,7 @@ Normalised, (3) has lr sqrt(2 q) / rms(d), with the running size of the differen
 No weights are copied: theta~ is theta less the moves since, so theta~ +/- eps z is an offset of at
 most 2 q + q (svrg_interval - 1) seeds, which the walk reaches in one pass, and G is a list of seeds
 and scalars. Each move is rounded to the grid of the weights, so theta~ is met to within so many
-quanta (less than 5e-7 of the largest weight each). Without an anchor (a branch, an anchor that
+quanta (less than 1e-6 of the largest weight each). Without an anchor (a branch, an anchor that
 could not be scored) the next step takes one, on a minibatch.
 """
 
@@ -71,7 +71,7 @@ class ZOSVRG(Estimator):
         told = [x for x in zip(self.seeds, here, there, strict=True) if not math.isnan(x[1] - x[2])]
         for _, d, _ in told:
             self.scale.add(d)
-        new = [[seed, (d - anchor) / count] for seed, d, anchor in told]  # (1), (2)
+        new: list[list[Any]] = [[seed, (d - x) / count] for seed, d, x in told]  # (1), (2)
         if self.anchors:
             self.full, self.since, new = new, {}, []
         rate = self._rate() if told else 0.0
