@@ -70,7 +70,8 @@ def kind(name: str) -> tuple[str, bool]:
     """The kind of a setting, and whether it may be left open."""
     options = SETTINGS[name].get("anyOf", [SETTINGS[name]])
     given = [option for option in options if option.get("type") != "null"]
-    found = "enum" if "enum" in given[0] else given[-1]["type"]  # a bool or a path: a path
+    types = [option["type"] for option in given if "const" not in option]  # "auto" or a number
+    found = "enum" if "enum" in given[0] else "string" if "string" in types else types[-1]
     return found, len(given) < len(options)
 
 
