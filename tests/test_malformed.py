@@ -70,7 +70,8 @@ def kind(name: str) -> tuple[str, bool]:
     """The kind of a setting, and whether it may be left open."""
     options = SETTINGS[name].get("anyOf", [SETTINGS[name]])
     given = [option for option in options if option.get("type") != "null"]
-    types = [option["type"] for option in given if "const" not in option]  # "auto" or a number
+    plain = [option for option in given if "const" not in option]  # "auto" or a number: a number
+    types = [option["type"] for option in plain or given]
     found = "enum" if "enum" in given[0] else "string" if "string" in types else types[-1]
     return found, len(given) < len(options)
 
