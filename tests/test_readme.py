@@ -53,7 +53,7 @@ def test_the_optimizer_example_learns() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/runs.md", "docs/walk.md", "docs/methods.md"])
 def test_every_flag_is_one_of_the_command_s(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    flags = set(re.findall(r"--([a-z][a-z_]+)", text)) - {"index"}  # pip's --index-url
+    flags = set(re.findall(r"--([a-z][a-z0-9_]+)", text)) - {"index"}  # pip's --index-url
     assert flags
     verbs = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
     known = {flag for verb in verbs.choices.values() for flag in verb._option_string_actions}
