@@ -177,6 +177,11 @@ _EVAL = (
     "temperature",
     "top_p",
     "on_error",
+    "max_failed",
+    "reward_workers",
+    "reward_timeout",
+    "reward_memory",
+    "reward_cache",
     "per_device_eval_batch_size",
     "seed",
 )

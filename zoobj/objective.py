@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from zoobj.errors import UserError
 from zoobj.registry import build, call
@@ -69,6 +69,9 @@ class Objective:
         bounds: (lowest, highest) possible value, None where there is no limit.
         needs: the columns of ``Batch`` that scoring has to fill.
         decomposable: the value is the mean of per-example scores.
+        deterministic: equal examples get equal scores, so that these may be kept (--reward_cache).
+        on_error, timeout: the failure policy and the seconds for a call, where they are this
+            objective's own; None: the run's.
 
     >>> class Brevity(Objective):
     ...     name, bounds = "brevity", (None, 0.0)
@@ -83,6 +86,9 @@ class Objective:
     bounds: tuple[float | None, float | None] = (0.0, 1.0)
     needs: frozenset[str] = frozenset({"completions"})
     decomposable: bool = True
+    deterministic: bool = True
+    on_error: Literal["drop", "raise", "floor"] | None = None
+    timeout: float | None = None
 
     def score(self, batch: Batch) -> list[Score]:
         """Per-example scores, one for each of the B examples, in order; None = not scorable."""

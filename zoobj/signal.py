@@ -52,20 +52,19 @@ def judge(objective: Objective, batch: Batch, on_error: OnError = "drop") -> Out
     Raises:
         UserError: with ``raise``, on an exception, a wrong length, None or NaN.
     """
+    return settled(objective, measured(objective, batch), on_error)
+
+
+def measured(objective: Objective, batch: Batch) -> Outcome:
+    """What the objective says of a batch, as it is: the value of scores is not settled yet."""
     try:
         if objective.decomposable:
-            scores: list[Score] | None = _checked(objective, batch)
-            value = 0.0
-        else:
-            scores, value = None, float(objective.value(batch))
+            return Outcome(batch, _checked(objective, batch), math.nan)
+        return Outcome(batch, None, float(objective.value(batch)))
     except (Exception, SystemExit) as error:  # a scorer may be a program that ends itself
         known = isinstance(error, (ScoreError, UserError))
         text = str(error) if known else f"objective {objective.name!r}: {_describe(error)}"
-        if on_error == "raise":
-            raise UserError(text) from error
-        scores = [None] * len(batch) if objective.decomposable else None
-        return _settled(objective, Outcome(batch, scores, math.nan, text), on_error)
-    return _settled(objective, Outcome(batch, scores, value), on_error)
+        return Outcome(batch, [None] * len(batch) if objective.decomposable else None, math.nan, text)
 
 
 def _checked(objective: Objective, batch: Batch) -> list[Score]:
@@ -78,8 +77,15 @@ def _checked(objective: Objective, batch: Batch) -> list[Score]:
     return [float(score) if is_score(score) else None for score in scores]
 
 
-def _settled(objective: Objective, outcome: Outcome, on_error: OnError) -> Outcome:
+def settled(objective: Objective, outcome: Outcome, on_error: OnError) -> Outcome:
+    """A measured outcome with its value, under the policy for what could not be scored.
+
+    Raises:
+        UserError: see ``judge``.
+    """
     batch, scores, error, failed = outcome.batch, outcome.scores, outcome.error, outcome.failed
+    if error is not None and on_error == "raise":
+        raise UserError(error)
     if scores is None and not failed:
         return outcome
     if failed and on_error == "raise":
