@@ -1,4 +1,4 @@
-"""Somebody else's objective: checked by the command, and as a package that is built and installed."""
+"""Somebody else's objective: checked by the command; a package, built and installed."""
 
 import os
 import shutil

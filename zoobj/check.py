@@ -59,7 +59,9 @@ def _fitting(objective: Objective, examples: list[Example]) -> Batch:
 
 def _texts(examples: list[Example]) -> Batch:
     """A right answer, a wordy one, another's, and none."""
-    right = [str(e.reference[0] if isinstance(e.reference, list) else e.reference) for e in examples]
+    right = [
+        str(e.reference[0] if isinstance(e.reference, list) else e.reference) for e in examples
+    ]
     said = [right[0], f"It is {right[1]}, I think.", right[0], ""]
     n = len(said)
     return as_batch(examples, completions=said, reference_logprob=[-0.5 * i for i in range(n)])

@@ -71,9 +71,7 @@ class ZOConfig(BaseModel):
     reward_timeout: float | None = Field(
         None, gt=0, description="seconds for a call of the objective, in a worker"
     )
-    reward_memory: float | None = Field(
-        None, gt=0, description="GiB of address space for a worker"
-    )
+    reward_memory: float | None = Field(None, gt=0, description="GiB of address space for a worker")
     reward_cache: str | None = Field(None, description="folder where scores are kept and found")
     do_sample: bool = Field(False, description="draw completions instead of greedy decoding")
     temperature: float = Field(1.0, gt=0, description="of sampling")

@@ -128,10 +128,10 @@ def _passed_on(make: Any) -> set[str] | None:
     return None
 
 
-def imported_files() -> list[str]:
-    """Paths of the files that were imported so, in that order."""
+def imported_files() -> dict[str, str]:
+    """Names of the modules that were imported so, and their paths."""
     names = [name for name in sys.modules if name.startswith(_FROM_FILE)]
-    return [str(sys.modules[name].__file__) for name in names]
+    return {name: str(sys.modules[name].__file__) for name in names}
 
 
 def import_file(path: str | Path) -> ModuleType:

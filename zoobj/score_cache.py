@@ -57,7 +57,7 @@ class ScoreCache:
             return
         lines = [sealed({"example": key, "score": new[key]}, ORIGIN, {}) for key in new]
         with writing(self.path), FileLock(f"{self.path}.lock"):
-            cut = self.path.is_file() and not self.path.read_bytes()[-1:] in (b"", b"\n")
+            cut = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
             append_text(self.path, "\n" * cut + "\n".join(lines) + "\n")
         self._scores |= new
 

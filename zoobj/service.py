@@ -132,9 +132,7 @@ class Service:
         start = perf_counter()
         said = measured(self.objective, part)
         failure = "raised" if said.error else None
-        done.set_result(
-            Reply(said.scores, said.value, said.error, failure, perf_counter() - start)
-        )
+        done.set_result(Reply(said.scores, said.value, said.error, failure, perf_counter() - start))
         return done
 
     def _answered(self, asked: _Asked, on_error: OnError | None) -> Outcome:

@@ -64,7 +64,9 @@ def measured(objective: Objective, batch: Batch) -> Outcome:
     except (Exception, SystemExit) as error:  # a scorer may be a program that ends itself
         known = isinstance(error, (ScoreError, UserError))
         text = str(error) if known else f"objective {objective.name!r}: {_describe(error)}"
-        return Outcome(batch, [None] * len(batch) if objective.decomposable else None, math.nan, text)
+        return Outcome(
+            batch, [None] * len(batch) if objective.decomposable else None, math.nan, text
+        )
 
 
 def _checked(objective: Objective, batch: Batch) -> list[Score]:

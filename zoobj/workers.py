@@ -75,7 +75,9 @@ class Workers:
                 f"({type(error).__name__}: {error}): leave out what it holds by __getstate__, or "
                 "--reward_workers 0 and no --reward_timeout"
             ) from error
-        told = {"objective": packed, "files": imported_files(), "memory": memory}
+        # A pickle names the modules that it needs; those of files are not found by name.
+        files = [file for name, file in imported_files().items() if name.encode() in packed]
+        told = {"objective": packed, "files": files, "memory": memory}
         self._name, self._timeout, self._closed = objective.name, timeout, False
         self._all = [_Worker(objective.name, pickle.dumps(told)) for _ in range(count)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()

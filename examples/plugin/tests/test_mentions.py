@@ -1,8 +1,9 @@
 """The contract that zoobj relies on, and what is this objective's own."""
 
+from zoobj_mentions import Mentions
+
 from zoobj import Batch
 from zoobj.testing import ObjectiveContract
-from zoobj_mentions import Mentions
 
 BATCH = Batch(
     prompts=["a", "b", "c"],
