@@ -160,7 +160,7 @@ def test_a_failed_upload_leaves_the_run_complete(
     def never(*args: Any) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr("zoobj.trainer.judge", never)
+    monkeypatch.setattr("zoobj.service.Service.judge", never)
     hub.error = None  # going on with the finished run uploads it, and scores nothing
     ZOTrainer(args=small(out, resume_from_checkpoint=True)).train()
     assert hub.files("me/run") == UPLOADED

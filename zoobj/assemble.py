@@ -13,9 +13,11 @@ from zoobj.estimators.base import Estimator
 from zoobj.grid import ROOM
 from zoobj.models import load_model, prepare
 from zoobj.noise import derive
+from zoobj.objective import Objective
 from zoobj.overlay import Overlay
 from zoobj.registry import build, find
 from zoobj.scoring import Sampling, Scorer
+from zoobj.service import Service
 from zoobj.sites import layers, patterns
 from zoobj.task import SPLITS, Task
 from zoobj.walk import Walk
@@ -54,6 +56,19 @@ def make_scorer(args: ZOConfig, model: Any, tokenizer: Any, task: Task) -> Score
         batch_size=args.per_device_eval_batch_size,
         max_prompt_length=args.max_prompt_length,
         sampling=Sampling(args.temperature, args.top_p) if args.do_sample else None,
+    )
+
+
+def make_service(args: ZOConfig, objective: Objective) -> Service:
+    """The reward service that the settings ask for."""
+    return Service(
+        objective,
+        on_error=args.on_error,
+        workers=args.reward_workers,
+        timeout=args.reward_timeout,
+        memory=args.reward_memory,
+        cache=args.reward_cache,
+        max_failed=args.max_failed,
     )
 
 

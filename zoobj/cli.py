@@ -178,6 +178,11 @@ _EVAL = (
     "temperature",
     "top_p",
     "on_error",
+    "max_failed",
+    "reward_workers",
+    "reward_timeout",
+    "reward_memory",
+    "reward_cache",
     "per_device_eval_batch_size",
     "seed",
 )
@@ -291,15 +296,20 @@ def _ls(args: argparse.Namespace) -> int:
 
 
 def _validate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", choices=["objective"], help="check this alone")
+    parser.add_argument("spec", nargs="?", metavar="SPEC", help="name or file.py:function")
     _setting_flags(parser)
 
 
 def _validate(args: argparse.Namespace) -> int:
     settings = _settings(args)
+    if args.what and not args.spec:
+        raise UserError("zoobj validate objective SPEC: say which, as in rewards.py:brief")
     quiet()
+    from zoobj.check import check_objective
     from zoobj.evaluation import validate
 
-    for line in validate(settings):
+    for line in check_objective(args.spec, settings) if args.what else validate(settings):
         print(line)
     return 0
 

@@ -67,6 +67,17 @@ class ZOConfig(BaseModel):
     on_error: Literal["drop", "raise", "floor"] = Field(
         "drop", description="what becomes of an example that could not be scored"
     )
+    max_failed: float | None = Field(
+        None, ge=0, le=1, description="pause the run when a larger share of a batch fails"
+    )
+    reward_workers: int = Field(
+        0, ge=0, description="processes that score, example by example; 0: none of their own"
+    )
+    reward_timeout: float | None = Field(
+        None, gt=0, description="seconds for a call of the objective, in a worker"
+    )
+    reward_memory: float | None = Field(None, gt=0, description="GiB of address space for a worker")
+    reward_cache: str | None = Field(None, description="folder where scores are kept and found")
     do_sample: bool = Field(False, description="draw completions instead of greedy decoding")
     temperature: float = Field(1.0, gt=0, description="of sampling")
     top_p: float = Field(1.0, gt=0, le=1, description="of sampling")
@@ -231,6 +242,7 @@ MAY_CHANGE_ON_RESUME = {
     *("model_name_or_path", "gguf_file", "device_map", "trust_remote_code"),
     *("train_file", "validation_file", "test_file", "per_device_eval_batch_size"),
     *("max_evals", "max_steps", "max_seconds", "max_reward_calls", "target_value"),
+    *("max_failed", "reward_workers", "reward_timeout", "reward_memory", "reward_cache"),
     *("early_stopping_patience", "early_stopping_threshold"),
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "branch_from"),
     *("save_steps", "save_total_limit", "logging_steps", "sample_steps", "disable_tqdm"),

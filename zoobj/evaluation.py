@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoobj.assemble import make_model, make_scorer, make_task
+from zoobj.assemble import make_model, make_scorer, make_service, make_task
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.files import write_json
@@ -49,7 +50,8 @@ def evaluate(
     examples = task.examples(split, limit)
     model, tokenizer = make_model(args)
     scorer = make_scorer(args, model, tokenizer, task)
-    outcome = judge(objective, scorer(examples, objective.needs), args.on_error)
+    with closing(make_service(args, objective)) as service:
+        outcome = service.judge(scorer(examples, objective.needs))
     if not is_score(outcome.value):
         raise UserError(outcome.error or f"objective {objective.name!r} could score no example")
     result = Evaluation(

@@ -6,7 +6,15 @@ from typing import Any
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 
-_LEFT_OUT = ["checkpoint-*", ".*", "*.tmp", "pending.jsonl", "outcomes.jsonl", "runs/*"]
+_LEFT_OUT = [
+    "checkpoint-*",
+    ".*",
+    "*.tmp",
+    "pending.jsonl",
+    "outcomes.jsonl",
+    "scoring.json",
+    "runs/*",
+]
 
 
 def check() -> None:

@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from zoobj.errors import UserError
 from zoobj.registry import build, call
@@ -69,6 +69,9 @@ class Objective:
         bounds: (lowest, highest) possible value, None where there is no limit.
         needs: the columns of ``Batch`` that scoring has to fill.
         decomposable: the value is the mean of per-example scores.
+        deterministic: equal examples get equal scores, so that these may be kept (--reward_cache).
+        on_error, timeout: the failure policy and the seconds for a call, where they are this
+            objective's own; None: the run's.
         parts: of a combination, what it is made of, by name. The engine scores each of them, once,
             and gives their numbers to ``combine``; an example that one of them could not score
             counts as not scored.
@@ -90,6 +93,9 @@ class Objective:
     bounds: tuple[float | None, float | None] = (0.0, 1.0)
     needs: frozenset[str] = frozenset({"completions"})
     decomposable: bool = True
+    deterministic: bool = True
+    on_error: Literal["drop", "raise", "floor"] | None = None
+    timeout: float | None = None
     parts: Mapping[str, "Objective"] = {}
     beside: Mapping[str, "Objective"] = {}
     terms: Mapping[str, Mapping[str, float]] = {}

@@ -16,7 +16,8 @@ from zoobj.objective import Objective
 from zoobj.parts import rewards
 from zoobj.run import RunFolder
 from zoobj.scoring import Scorer
-from zoobj.signal import Group, Outcome, Pair, compare, judge, loss, together
+from zoobj.service import Service
+from zoobj.signal import Group, Outcome, Pair, compare, loss, together
 from zoobj.task import Example
 from zoobj.track import Track
 from zoobj.walk import Offset
@@ -46,6 +47,7 @@ class Probe:
         args: the settings.
         objective, method: what is measured, and for whom.
         track, scorer: what brings the model to an offset, and what runs it.
+        service: what scores the outputs.
         examples: of the train split.
 
     Raises:
@@ -59,10 +61,11 @@ class Probe:
         method: Estimator,
         track: Track,
         scorer: Scorer,
+        service: Service,
         examples: list[Example],
     ):
         self.args, self.objective, self.method = args, objective, method
-        self.track, self.scorer, self.examples = track, scorer, examples
+        self.track, self.scorer, self.service, self.examples = track, scorer, service, examples
         self.flips = self._control()
         size, most = args.per_device_train_batch_size, max(method.batches)
         if size * most > len(examples):
@@ -142,8 +145,7 @@ class Probe:
         asked = [offsets[number] for number in missing]
         seed = derive(self.args.seed, step)
         batches = self.track.scored(asked, self.scorer, examples, self.objective.needs, seed)
-        for number, batch in zip(missing, batches, strict=True):
-            outcome = judge(self.objective, batch, self.args.on_error)
+        for number, outcome in zip(missing, self.service.each(batches), strict=True):
             run.pending.put(keys[number], outcome)
             outcomes[number] = outcome
         return [outcome for outcome in outcomes if outcome is not None]

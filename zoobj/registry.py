@@ -26,6 +26,7 @@ GROUPS = {
     "method": "zoobj.estimators",
 }
 
+_FROM_FILE = "zoobj_file_"  # how the names of modules begin that were imported by path
 _FILE = re.compile(r"^(?P<where>.+\.py):(?P<attr>[A-Za-z_]\w*)(?::(?P<rest>.*))?$")
 _MODULE = re.compile(r"^(?P<where>[A-Za-z_][\w.]*):(?P<attr>[A-Za-z_]\w*)(?::(?P<rest>.*))?$")
 
@@ -141,6 +142,12 @@ def _passed_on(make: Any) -> set[str] | None:
     return None
 
 
+def imported_files() -> dict[str, str]:
+    """Names of the modules that were imported so, and their paths."""
+    names = [name for name in sys.modules if name.startswith(_FROM_FILE)]
+    return {name: str(sys.modules[name].__file__) for name in names}
+
+
 def import_file(path: str | Path) -> ModuleType:
     """Import a Python file by its path; imported once, however often it is asked for.
 
@@ -150,7 +157,7 @@ def import_file(path: str | Path) -> ModuleType:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise UserError(f"no file {path}: give a path to a Python file, as in 'rewards.py:reward'")
-    name = f"zoobj_file_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    name = f"{_FROM_FILE}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, file)

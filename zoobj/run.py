@@ -31,11 +31,12 @@ from zoobj.identity import Parent, check_same, mark, recorded
 from zoobj.journal import Journal
 from zoobj.log import ORIGIN, Line, Log
 
-CONFIG, LOG, METRICS, RESULT, CARD, REPORT = (
+CONFIG, LOG, METRICS, RESULT, SCORING, CARD, REPORT = (
     "config.yaml",
     "log.jsonl",
     "metrics.jsonl",
     "result.json",
+    "scoring.json",
     "README.md",
     "report.html",
 )
@@ -293,13 +294,16 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_json(self.path / RESULT, dict(result))
 
+    def write_scoring(self, figures: Mapping[str, Any]) -> None:
+        write_json(self.path / SCORING, dict(figures))
+
     def write_card(self, text: str) -> None:
         replace_text(self.path / CARD, text)
 
     def _clear(self) -> None:
         """Remove an earlier run, its settings first: half a run is none."""
-        known = (CONFIG, LOG, METRICS, RESULT, CARD, REPORT, STOP, _PENDING, _OUTCOMES, *_MODEL)
-        for old in known:
+        known = (CONFIG, LOG, METRICS, RESULT, SCORING, CARD, REPORT, STOP, _PENDING, _OUTCOMES)
+        for old in (*known, *_MODEL):
             (self.path / old).unlink(missing_ok=True)
         for pattern in ("model*.safetensors*", "adapter_model.safetensors"):
             for weights in self.path.glob(pattern):  # a larger model has several

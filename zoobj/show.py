@@ -1,12 +1,13 @@
 """A run's log for people: what it is, how it went, its first and last lines."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from zoobj.accounting import signal
 from zoobj.log import Line, Log
 from zoobj.replay import read_log
-from zoobj.run import METRICS
+from zoobj.run import METRICS, SCORING
 
 
 def show(path: str, count: int = 3) -> str:
@@ -21,12 +22,13 @@ def show(path: str, count: int = 3) -> str:
     """
     steps, _ = read_log(path)
     place = Path(path).expanduser()
-    metrics = (place if place.is_dir() else place.parent) / METRICS
+    folder = place if place.is_dir() else place.parent
     shown = steps if len(steps) <= 2 * count else [*steps[:count], None, *steps[-count:]]
     return "\n".join(
         [
             *_summary(path, steps),
-            *_validations(Log(metrics).lines),
+            *_validations(Log(folder / METRICS).lines),
+            *_scoring(folder / SCORING),
             "",
             f"{'step':>6} {'value +':>9} {'value -':>9} {'flips':>6} {'failed':>6} tie "
             f"{'eps':>8} {'lr':>9} {'evals':>8} {'s':>7}  move",
@@ -71,6 +73,20 @@ def _validations(lines: Sequence[Line]) -> list[str]:
         f"{last['value']:.4f} at step {last['step']}; highest "
         f"{max(x['value'] for x in done):.4f}, lowest {min(x['value'] for x in done):.4f}"
     ]
+
+
+def _scoring(path: Path) -> list[str]:
+    """What scoring took, where the run has been that far."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        p50, p95, longest = (told["seconds"][key] for key in ("p50", "p95", "max"))
+        failed = ", ".join(f"{kind} {n}" for kind, n in told["failed"].items() if n) or "none"
+        return [
+            f"scoring, last session: {told['calls']} calls, p50 {p50:.3g} s, p95 {p95:.3g} s, "
+            f"longest {longest:.3g} s; {told['from_cache']} from the cache; failed: {failed}"
+        ]
+    except (OSError, ValueError, KeyError, TypeError):  # absent, damaged, or no call was made
+        return []
 
 
 def _row(line: Line) -> str:

@@ -63,27 +63,30 @@ def judge(objective: Objective, batch: Batch, on_error: OnError = "drop") -> Out
         UserError: with ``raise``, on an exception, a wrong length, None or NaN.
     """
     if objective.parts:
-        return _judge_parts(objective, batch, on_error)
+        parts = {name: judge(part, batch, on_error) for name, part in objective.parts.items()}
+        beside = {name: judge(part, batch) for name, part in objective.beside.items()}
+        return combined(objective, batch, parts, beside)
+    return settled(objective, measured(objective, batch), on_error)
+
+
+def measured(objective: Objective, batch: Batch) -> Outcome:
+    """What the objective says of a batch, as it is: the value of scores is not settled yet."""
     try:
         if objective.decomposable:
-            scores: list[Score] | None = _checked(objective, batch)
-            value = 0.0
-        else:
-            scores, value = None, float(objective.value(batch))
+            return Outcome(batch, _checked(objective, batch), math.nan)
+        return Outcome(batch, None, float(objective.value(batch)))
     except (Exception, SystemExit) as error:  # a scorer may be a program that ends itself
         known = isinstance(error, (ScoreError, UserError))
         text = str(error) if known else f"objective {objective.name!r}: {_describe(error)}"
-        if on_error == "raise":
-            raise UserError(text) from error
-        scores = [None] * len(batch) if objective.decomposable else None
-        return _settled(objective, Outcome(batch, scores, math.nan, text), on_error)
-    return _settled(objective, Outcome(batch, scores, value), on_error)
+        return Outcome(
+            batch, [None] * len(batch) if objective.decomposable else None, math.nan, text
+        )
 
 
-def _judge_parts(objective: Objective, batch: Batch, on_error: OnError) -> Outcome:
-    """The same for a combination; each part is scored once, and has the policy applied."""
-    parts = {name: judge(part, batch, on_error) for name, part in objective.parts.items()}
-    beside = {name: judge(part, batch) for name, part in objective.beside.items()}
+def combined(
+    objective: Objective, batch: Batch, parts: Mapping[str, Outcome], beside: Mapping[str, Outcome]
+) -> Outcome:
+    """The outcome of a combination from those of its parts, to which the policy was applied."""
     error = next((part.error for part in parts.values() if part.error), None)
     if not objective.decomposable:
         total = objective.combine({name: part.value for name, part in parts.items()})
@@ -103,8 +106,15 @@ def _checked(objective: Objective, batch: Batch) -> list[Score]:
     return [float(score) if is_score(score) else None for score in scores]
 
 
-def _settled(objective: Objective, outcome: Outcome, on_error: OnError) -> Outcome:
+def settled(objective: Objective, outcome: Outcome, on_error: OnError) -> Outcome:
+    """A measured outcome with its value, under the policy for what could not be scored.
+
+    Raises:
+        UserError: see ``judge``.
+    """
     batch, scores, error, failed = outcome.batch, outcome.scores, outcome.error, outcome.failed
+    if error is not None and on_error == "raise":
+        raise UserError(error)
     if scores is None and not failed:
         return outcome
     if failed and on_error == "raise":

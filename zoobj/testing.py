@@ -32,6 +32,7 @@ from zoobj.objective import Batch, Objective, as_objective, is_score
 from zoobj.signal import judge
 from zoobj.task import SPLITS, Example, Task
 from zoobj.walk import Move, Offset, Walk
+from zoobj.worker import pack, unpack
 
 __all__ = ["EstimatorContract", "ObjectiveContract", "TaskContract", "taken"]
 
@@ -73,7 +74,7 @@ class ObjectiveContract:
         if objective.decomposable:
             for count in (len(self.batch), 1, 0):
                 part = self.batch.select(range(count))
-                assert len(objective.score(part)) == count
+                assert len(objective.score(part)) == count, "return one score for each example"
 
     def test_scores_are_numbers_or_none(self) -> None:
         objective = self._made()
@@ -94,7 +95,7 @@ class ObjectiveContract:
         if objective.decomposable:
             known = [score for score in objective.score(self.batch) if is_score(score)]
             mean = math.fsum(known) / len(known) if known else math.nan
-            assert _close(objective.value(self.batch), mean)
+            assert _close(objective.value(self.batch), mean), "set decomposable = False"
 
     def test_examples_do_not_see_each_other(self) -> None:
         """Scores of the examples in another order, and alone, are the same."""
@@ -103,18 +104,18 @@ class ObjectiveContract:
             scores = objective.score(self.batch)
             assert _all_close(objective.score(self._reversed())[::-1], scores)
             alone = [objective.score(self.batch.select([i]))[0] for i in range(len(self.batch))]
-            assert _all_close(alone, scores)
+            assert _all_close(alone, scores), "a score depends on the others in the batch"
 
     def test_order_does_not_matter(self) -> None:
         assert _close(self._made().value(self._reversed()), self._value())
 
     def test_repeatable(self) -> None:
-        assert _close(self._value(), self._value())
+        assert _close(self._value(), self._value()), "set deterministic = False"
 
     def test_batch_is_left_as_it_was(self) -> None:
         before = repr(self.batch)
         self._value()
-        assert repr(self.batch) == before
+        assert repr(self.batch) == before, "score a copy of the columns"
 
     def test_unscorable_is_no_number(self) -> None:
         """Known scores are used as they are; None and NaN among them don't count."""
@@ -124,6 +125,13 @@ class ObjectiveContract:
             assert objective.value(self.batch, [0.5, *[None] * (n - 1)]) == 0.5
             assert objective.value(self.batch, [0.25, *[math.nan] * (n - 1)]) == 0.25
             assert math.isnan(objective.value(self.batch, [None] * n))
+
+    def test_goes_to_a_worker(self) -> None:
+        """A copy of it in another process, as --reward_workers makes one, scores the same."""
+        objective = self._made()
+        copy = unpack(pack(objective))
+        assert (copy.name, copy.decomposable) == (objective.name, objective.decomposable)
+        assert _close(float(copy.value(self.batch)), self._value())
 
     def _value(self) -> float:
         return float(self._made().value(self.batch))

@@ -9,7 +9,15 @@ from dataclasses import asdict
 from typing import Any
 
 from zoobj import checkpoint, hub
-from zoobj.assemble import chosen, make_method, make_model, make_scorer, make_task, make_tuned
+from zoobj.assemble import (
+    chosen,
+    make_method,
+    make_model,
+    make_scorer,
+    make_service,
+    make_task,
+    make_tuned,
+)
 from zoobj.callbacks import Callbacks, step_logs
 from zoobj.card import model_card
 from zoobj.config import ZOConfig
@@ -27,7 +35,7 @@ from zoobj.probe import Probe, Probed
 from zoobj.report import write_report
 from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
-from zoobj.signal import OnError, Outcome, floor, judge, loss
+from zoobj.signal import OnError, Outcome, floor, loss
 from zoobj.stopping import ENDLESS, budget, stop_reason
 from zoobj.task import Example, Task
 from zoobj.track import Track
@@ -91,6 +99,7 @@ class ZOTrainer:
         self.tuned = make_tuned(self.args, self.model, self.tokenizer)
         self.scorer = make_scorer(self.args, self.model, self.tokenizer, self.task)
         self.scorer.between = self._scored
+        self.service = make_service(self.args, self.objective)
         self.callbacks.context = {"model": self.model, "processing_class": self.tokenizer}
         self.interrupts = Interrupts()
         self.track = Track(self.tuned, self.tokenizer, self.model)
@@ -152,7 +161,7 @@ class ZOTrainer:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
         self.method = make_method(self.args)
-        parts = (self.method, self.track, self.scorer, self.data["train"])
+        parts = (self.method, self.track, self.scorer, self.service, self.data["train"])
         self.probe = Probe(self.args, self.objective, *parts)
         self.track.set_units(inherited_overlay(self.args), self.scorer, self.data["train"])
         if hasattr(self, "run"):  # an earlier call's: back to where it began
@@ -218,6 +227,7 @@ class ZOTrainer:
                 f"out of memory: free some, or lower max_prompt_length; {self._where()}"
             ) from error
         finally:
+            self.service.close()
             self.track.walk.goto({})  # whoever holds the model gets it back at no offset
 
     def _train(self) -> Result:
@@ -232,6 +242,7 @@ class ZOTrainer:
         after = self._test(best)
         result = self._summary(before, after, best, self.run.finished(best) or reason)
         self.run.write_result(asdict(result))
+        self.run.write_scoring(self.service.report())
         self._before = None  # whatever happens from here on, this result stays
         self.run.write_card(model_card(self.args, result, self.run))
         write_report(
@@ -333,7 +344,7 @@ class ZOTrainer:
 
     def _score(self, examples: Sequence[Example], seed: int = 0) -> Outcome:
         batch = self.scorer(examples, self.objective.needs, seed)
-        return judge(self.objective, batch, self.args.on_error)
+        return self.service.judge(batch)
 
     @property
     def _begun(self) -> str:
@@ -410,6 +421,7 @@ class ZOTrainer:
     def _cut_off(self, reason: str) -> str:
         """Save what there is, and say where."""
         try:
+            self.run.write_scoring(self.service.report())
             best = self._save_best()
             if self._before is not None and self.run.finished(best) is None:
                 result = self._summary(self._before, None, best, reason)
@@ -444,11 +456,11 @@ class ZOTrainer:
         """A few examples through the whole chain: a broken reward shows before any training."""
         self._phase = ""
         batch = self.scorer(self.data["train"][:_PREFLIGHT], self.objective.needs)
-        policy: OnError = "raise" if self.args.on_error == "raise" else "drop"
-        outcome = judge(self.objective, batch, policy)
+        policy: OnError = "raise" if self.service.on_error == "raise" else "drop"
+        outcome = self.service.judge(batch, policy)
         if outcome.error is not None:
             raise UserError(outcome.error)
-        if self.args.on_error == "floor" and floor(self.objective) is None:
+        if self.service.on_error == "floor" and floor(self.objective) is None:
             raise UserError(
                 f"--on_error floor: objective {self.objective.name!r} has no worst value: set its "
                 "'bounds', or choose drop"
