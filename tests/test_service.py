@@ -182,14 +182,14 @@ def test_a_run_pauses_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
         "        raise RuntimeError('the service is down')\n"
         "    return [float(len(text)) for text in completions]\n"
     )
-    more = ["--objective", tmp_path / "service.py:far", "--max_failed", "0.5"]
+    more = ["--objective", tmp_path / "service.py:far", "--max_failed", "0.2"]
     more += ["--reward_workers", "1"]
     assert killed.run(*killed.train(tmp_path / "whole", *more)) == 0
     (tmp_path / "calls").unlink()
     down.touch()
     assert killed.run(*killed.train(tmp_path / "run", *more)) == 2
     said = killed.printed(tmp_path / "run").splitlines()[-1]
-    assert "more than --max_failed 0.5 allows" in said
+    assert "more than --max_failed 0.2 allows" in said
     assert "--resume_from_checkpoint" in said
     figures = json.loads((tmp_path / "run" / "scoring.json").read_text())
     assert figures["failed"]["raised"] > 0
