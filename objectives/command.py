@@ -53,7 +53,7 @@ class Command(External):
         super().__init__(name, higher_is_better, low, high)
         if not timeout > 0:
             raise UserError(f"command: timeout {timeout}: above 0")
-        self.program, self.timeout = program, timeout
+        self.program, self.seconds = program, timeout
         self._asked = 0
         self._programs: dict[int, Program] = {}  # by process: a fork has one of its own
         self._running()
@@ -108,9 +108,9 @@ class Command(External):
     def _one(self, program: Program, number: int, line: str) -> tuple[Score, bool]:
         """The score of a row, and whether it is certainly that row's."""
         try:
-            answer = program.ask(line, self.timeout)
+            answer = program.ask(line, self.seconds)
         except Died:  # of an earlier row, perhaps
-            answer = program.ask(line, self.timeout)
+            answer = program.ask(line, self.seconds)
         if answer.strip().lower() in NO_SCORE:
             return None, False
         try:

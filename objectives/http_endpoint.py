@@ -75,7 +75,7 @@ class Http(External):
             raise UserError(f"http: the environment has no {token_env}: export {token_env}=...")
         if ca_file and not Path(ca_file).is_file():
             raise UserError(f"http: no file {ca_file}: ca_file is a file of certificates in PEM")
-        self.timeout, self.batch_size, self.concurrency = timeout, batch_size, concurrency
+        self.seconds, self.batch_size, self.concurrency = timeout, batch_size, concurrency
         self.retries, self.token_env, self.ca_file = retries, token_env, ca_file
 
     def score(self, batch: Batch) -> list[Score]:
@@ -132,7 +132,7 @@ class Http(External):
             data=body,
             headers={"Content-Type": "application/json"},
             auth=self._authorise,  # also keeps requests from looking for one in ~/.netrc
-            timeout=self.timeout,
+            timeout=self.seconds,
             verify=self.ca_file or True,
             allow_redirects=False,
             stream=True,
@@ -149,7 +149,7 @@ class Http(External):
 
     def _read(self, response: requests.Response, most: int) -> bytes:
         """The body; the time and the size of all of it are bounded, not of each packet alone."""
-        until, body = time.monotonic() + self.timeout, b""
+        until, body = time.monotonic() + self.seconds, b""
         for piece in response.iter_content(1):
             body += piece
             if len(body) > most:

@@ -18,7 +18,7 @@ from zoobj.objective import Batch, Objective, Score, is_score
 from zoobj.score_cache import ScoreCache, example_key
 from zoobj.score_times import Figures
 from zoobj.signal import OnError, Outcome, combined, measured, settled
-from zoobj.workers import Reply, Workers
+from zoobj.workers import Failure, Reply, Workers
 
 
 @dataclass
@@ -144,8 +144,9 @@ class Service:
         done: Future[Reply] = Future()
         start = perf_counter()
         said = measured(self.objective, part)
-        failure = "raised" if said.error else None
-        done.set_result(Reply(said.scores, said.value, said.error, failure, perf_counter() - start))
+        seconds = perf_counter() - start
+        failed: Failure | None = "raised" if said.error else None
+        done.set_result(Reply(said.scores, said.value, said.error, failed, seconds))
         return done
 
     def _answered(self, asked: _Asked, on_error: OnError | None) -> Outcome:

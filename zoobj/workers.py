@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Timer
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score
@@ -157,7 +157,8 @@ class _Worker:
                 "in a file or package, or --reward_workers 0"
             )
 
-    def _ask(self, message: bytes) -> "tuple | str | None":  # type: ignore[type-arg]
+    def _ask(self, message: bytes) -> Any:
+        """What the process answers; see ``worker.main``."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
