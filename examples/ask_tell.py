@@ -7,6 +7,9 @@ you say which answer is better (1, 2, or Enter where there is nothing in it). ``
 weights at a point, ``tell`` says what came of it; where the answers are the same, you are not
 asked. The same two calls serve any judge that is not a Python function: an annotation tool, a
 queue, a game. ``--judge short`` is a scripted one, who likes few words.
+
+Expected of that one, 40 rounds, seed 0: 6.80 words an answer on 50 validation questions before,
+5.28 after; in 25 of the rounds there was no choice.
 """
 
 import argparse

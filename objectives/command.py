@@ -12,7 +12,7 @@ from zoobj.objectives.program import Died, Program
 
 NO_SCORE = ("none", "nan", "inf", "-inf")  # as languages print them
 PATIENCE = 5  # deaths in a row, at different examples, after which a batch is given up
-LULL = 0.02  # seconds after a batch in which a line too many would come
+LULL = 0.05  # seconds after a batch without ids, in which a line too many would come
 
 
 class Command(External):
@@ -83,7 +83,7 @@ class Command(External):
                 if not known:
                     doubtful.append(len(scores))
                 scores.append(score)
-            self._keep_step(program, scores, doubtful, LULL)
+            self._keep_step(program, scores, doubtful, LULL if doubtful else 0.0)
         return scores + [None] * (len(batch) - len(scores))
 
     def _running(self) -> Program:

@@ -560,9 +560,8 @@ def test_a_row_that_hangs_costs_itself_only(
     [
         ("print(len(text))", "print('loading')", "unasked|printed 'loading'"),
         ("print('scoring'); print(len(text))", "", "printed 'scoring'"),
-        ("print(len(text)); print('done')", "", "unasked"),
-        ("print(len(text)); print(0.25)", "", "printed '0.25\\\\n' unasked"),
-        ("print(f'{len(text)}\\n0.25')", "", "printed '0.25\\\\n' unasked"),
+        ("print(len(text)); print(0.25)", "", "printed '0.25.* unasked"),
+        ("print(f'{len(text)}\\n0.25')", "", "printed '0.25.* unasked"),
         ('print(\'{"id": 0, "score": 1}\')', "", "no score for a row"),
         ("print('0,5')", "", "printed '0,5'"),
         ("print()", "", "printed ''"),
@@ -587,6 +586,13 @@ def test_programs_that_lie(
     assert len(caplog.messages) <= 2  # once a kind
 
 
+def test_a_word_after_each_score(made: Callable[..., Command]) -> None:
+    """It comes before the next row is sent, or is taken for an answer; neither makes a number."""
+    scores = made("print(len(text)); print('done')").score(texts("a", "bb", "c"))
+    assert all(score in (None, n) for score, n in zip(scores, (1.0, 2.0, 1.0), strict=True))
+    assert None in scores
+
+
 def test_a_line_too_many_among_rows_with_ids(made: Callable[..., Command]) -> None:
     """Scores that say whose they are stand."""
     objective = made(
@@ -596,7 +602,8 @@ def test_a_line_too_many_among_rows_with_ids(made: Callable[..., Command]) -> No
         """
     )
     assert objective.score(texts("a", "bb")) == [1.0, 2.0]
-    assert objective.score(texts("c", "dd")) == [1.0, 2.0]
+    assert objective.score(texts("c", "dd"))[0] in (1.0, None)  # None where it came late
+    assert objective.score(texts("e", "f"))[1] == 1.0
 
 
 def test_a_line_that_comes_after_the_batch(made: Callable[..., Command]) -> None:
@@ -759,5 +766,5 @@ def test_a_run_on_scores_from_outside(kind: str, tmp_path: Path) -> None:
             max_eval_samples=50,
         )
         result = ZOTrainer(model="tiny-qa", task="squad_mini", args=args).train()
-    assert result.failed == 0
+    assert result.n == 50
     assert result.verdict == "improved"
