@@ -24,7 +24,7 @@ L(theta), over eps in (1), for q + 1 evaluations instead of 2 q, as in FZOO (Dan
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from zoobj.estimators.base import Estimator, pairs
 from zoobj.noise import derive
@@ -36,7 +36,7 @@ class ZOSGD(Estimator):
     """Two-point SPSA (MeZO, n-SPSA); 2 evaluations a direction, no memory beyond inference."""
 
     name = "zo-sgd"
-    takes = ("normalize", "one_sided")
+    takes: ClassVar[tuple[str, ...]] = ("normalize", "one_sided")
 
     def __init__(self, one_sided: bool = False, **settings: Any):
         super().__init__(**settings)
