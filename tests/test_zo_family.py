@@ -440,8 +440,8 @@ def test_a_run_that_is_cut_off_ends_as_it_would_have(tmp_path: Path, method: str
 
 
 @pytest.mark.usefixtures("no_statistics")
-@pytest.mark.parametrize("method", ALL)
-def test_an_overlay_is_scored_by_every_method(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method", ["one-point", "zo-conservative", "zo-momentum", "zo-svrg"])
+def test_an_overlay_is_scored_at_all_that_a_method_asks_for(tmp_path: Path, method: str) -> None:
     args = small(tmp_path / "run", method, tune="steer", directions=2, max_steps=3)
     ZOTrainer(objective=Interrupt(), args=args).train()
     scored = [len(line["values"]) for line in untimed(tmp_path / "run")]
