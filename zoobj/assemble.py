@@ -122,15 +122,15 @@ def _with_adapter(args: ZOConfig, model: Any, config: Any) -> Any:
             raise UserError(f"the adapter does not fit the model: {error}") from error
 
 
-def chosen(args: ZOConfig, model: Any, given: bool = False) -> ZOConfig:
-    """The settings with ``tune`` and what depends on it; "auto" is decided, and the log says why.
+def chosen(args: ZOConfig, model: Any, given: bool = False) -> tuple[ZOConfig, str]:
+    """The settings with ``tune`` and what depends on it; where "auto" was decided, also why.
 
     Few numbers are learned sooner from few scores than many (docs/tuning.md has the table). Who
     speaks of weights, by a setting that has another size for them or by giving a model object, of
     which "every parameter that requires gradients" is tuned, gets all of them.
     """
     if args.tune != "auto":
-        return with_defaults(args)
+        return with_defaults(args), ""
     told = [name for name in _ABOUT_WEIGHTS if name in args.model_fields_set]
     if hasattr(model, "peft_config"):
         kind, why = "full", "the model has an adapter, which is tuned alone"
@@ -140,8 +140,8 @@ def chosen(args: ZOConfig, model: Any, given: bool = False) -> ZOConfig:
         kind, why = "full", f"--{told[0]} is given; --tune steer to have it for vectors"
     else:
         kind, why = _by_structure(model)
-    logger.info("--tune auto: %s (%s)", kind, why)
-    return with_defaults(args.model_copy(update={"tune": kind}))
+    settled = with_defaults(args.model_copy(update={"tune": kind}))
+    return settled, f"--tune auto: {kind} ({why})"
 
 
 def _by_structure(model: Any) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,17 @@ def _check_gold(task: Task, objective: Objective, examples: list[Example]) -> st
     check_needs(task, objective.needs)
     if {"label_scores", "reference_logprob"} & set(objective.needs):
         return f"{objective.name}: needs a model; not checked without one"
-    outcome = judge(objective, gold_batch(task, examples))
+    batch = gold_batch(task, examples)
+    outcome = judge(objective, batch)
     if outcome.error is not None:
         raise UserError(outcome.error)
     best = objective.bounds[1 if objective.higher_is_better else 0]
     if best is None or objective.parts:  # gold may be the best in each, or break a limit
         why = "no upper bound" if best is None else "a combination"
         return f"{objective.name} of the gold answers: {outcome.value:.4f} ({why})"
+    others = replace(batch, references=[*batch.references[1:], *batch.references[:1]])
+    if outcome.value != best and judge(objective, others).value == outcome.value:
+        return f"{objective.name} of the gold answers: {outcome.value:.4f} (it looks at none)"
     if outcome.value != best:
         raise UserError(
             f"task {task.name}: the gold answers score {outcome.value:.4f} on {objective.name}, "

@@ -95,7 +95,11 @@ class ZOTrainer:
         if given is not None:
             self.args.model_name_or_path = given.config.name_or_path or type(given).__name__
         self.model, self.tokenizer = make_model(self.args, given, processing_class, peft_config)
-        self.args = chosen(self.args, self.model, given is not None)
+        asked = "tune" in self.args.model_fields_set
+        self.args, self._why = chosen(self.args, self.model, given is not None)
+        if asked and self._why:
+            logger.info(self._why)  # else once all else is checked: an error is one line
+            self._why = ""
         self.tuned = make_tuned(self.args, self.model, self.tokenizer)
         self.scorer = make_scorer(self.args, self.model, self.tokenizer, self.task)
         self.scorer.between = self._scored
@@ -169,6 +173,8 @@ class ZOTrainer:
         parent = self._parent()
         if not resumes(self.args):
             self._preflight()
+            if self._why:
+                logger.info(self._why)
         if not (has_steps(self.args) or hasattr(self.track, "walk")):
             # A tune or density that can't be is refused here: nothing is written yet.
             self.track.begin(parent.steps if parent else [], self.args)
