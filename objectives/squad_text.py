@@ -39,7 +39,7 @@ class SquadObjective(Objective):
 
     def __init__(self, version: float | str = "1.1", no_answer: str = ""):
         if str(version) not in ("1.1", "2.0"):
-            raise UserError(f"{self.name}: unknown version {version!r}; take 1.1 or 2.0")
+            raise UserError(f"{self.name}:{version}: unknown version {version!r}; take 1.1 or 2.0")
         self.optional = str(version) == "2.0"
         if not isinstance(no_answer, str):
             raise UserError(f"{self.name}: no_answer {no_answer!r} is not a text: put it in quotes")

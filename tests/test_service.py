@@ -196,3 +196,45 @@ def test_a_run_pauses_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
     down.unlink()
     assert killed.run(*killed.resumed(tmp_path / "run")) == 0
     assert killed.left(tmp_path / "run") == killed.left(tmp_path / "whole")
+
+
+# Combinations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_combination_is_scored_part_by_part(workers: int, rewards: Any) -> None:
+    """As ``judge`` does it; what hangs costs its own example, what is beside costs nothing."""
+    whole = as_objective([rewards("length"), {"name": rewards("accuracy"), "weight": 2}])
+    asked = texts("a", "bcd", "", "xy")
+    expected = judge(whole, asked)
+    with closing(Service(whole, workers=workers)) as service:
+        found = service.judge(asked)
+        assert found.value == expected.value
+        assert {name: part.scores for name, part in found.parts.items()} == {
+            name: part.scores for name, part in expected.parts.items()
+        }
+        assert {name: told["examples"] for name, told in service.report()["parts"].items()} == {
+            "length": 4,
+            "accuracy": 4,
+        }
+
+
+def test_a_part_that_hangs_costs_one_example(rewards: Any) -> None:
+    moody = {"name": rewards("moody"), "weight": 0}
+    asked = texts("a", "hang", "exit")
+    with closing(Service(as_objective([rewards("length"), moody]), timeout=0.5)) as service:
+        found = service.judge(asked)
+    assert found.scores == [1.0, 4.0, 4.0]
+    assert found.beside["moody"].scores == [1.0, None, None]
+    with closing(
+        Service(as_objective([rewards("length"), rewards("moody")]), timeout=0.5)
+    ) as service:
+        assert service.judge(asked).scores == [2.0, None, None]
+
+
+def test_too_many_failures_of_a_part_are_too_many(rewards: Any) -> None:
+    whole = as_objective([rewards("length"), rewards("moody")])
+    with closing(Service(whole, workers=1, max_failed=0.4)) as service:
+        assert service.judge(texts("a", "b", "none")).failed == 1
+        with pytest.raises(UserError, match="more than --max_failed"):
+            service.judge(texts("a", "none", "none"))

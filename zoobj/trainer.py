@@ -173,11 +173,11 @@ class ZOTrainer:
         parent = self._parent()
         if not resumes(self.args):
             self._preflight()
-            if self._why:
-                logger.info(self._why)
         if not (has_steps(self.args) or hasattr(self.track, "walk")):
             # A tune or density that can't be is refused here: nothing is written yet.
             self.track.begin(parent.steps if parent else [], self.args)
+        if self._why and not resumes(self.args):
+            logger.info(self._why)
         with RunFolder(self.args) as self.run, self.interrupts:
             result = self._guarded(parent)
             if self.args.push_to_hub:
