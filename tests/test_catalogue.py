@@ -894,7 +894,7 @@ def test_extras_are_those_of_the_project() -> None:
         ("accuracy:top=0", "top 0 is not a whole number from 1"),
         ("precision:average=marco", "precision: unknown average 'marco'; did you mean 'macro'"),
         ("roc_auc:pos_label=2", "pos_label 2 is neither 0 nor 1"),
-        ("token_f1:version=1.0", "token_f1: unknown version 1.0; take 1.1 or 2.0"),
+        ("token_f1:version=1.0", "token_f1:1.0: unknown version 1.0; take 1.1 or 2.0"),
         ("exact_match:no_answer=none", "add version=2.0"),
         ("token_f1:version=2.0,no_answer=no", "no_answer False is not a text"),
         ("drop_f1:separator=", "separator None is not a text"),

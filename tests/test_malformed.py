@@ -294,7 +294,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
     (folder / "stray" / "checkpoint-3").mkdir(parents=True)
-    assert main([*TRAIN, "--save_steps", "2", "--output_dir", str(folder / "run")]) == 0
+    done = [*TRAIN, "--tune", "full", "--save_steps", "2", "--output_dir", str(folder / "run")]
+    assert main(done) == 0
     (folder / "altered").mkdir()
     log = (folder / "run" / "log.jsonl").read_text()
     (folder / "altered" / "log.jsonl").write_text(log.replace('"step":1', '"step": 1'))
