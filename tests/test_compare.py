@@ -46,6 +46,7 @@ def test_the_command_writes_its_tables(tmp_path: Path, capsys: pytest.CaptureFix
     assert (out / "compare.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_done_cells_are_not_run_again_and_one_that_failed_is(tmp_path: Path) -> None:
     reward = tmp_path / "rewards.py"
     reward.write_text("def some(completions):\n    raise ValueError('no judge')\n")
@@ -64,12 +65,14 @@ def test_done_cells_are_not_run_again_and_one_that_failed_is(tmp_path: Path) -> 
     assert good.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_other_settings_are_another_comparison(tmp_path: Path) -> None:
     compare(few(tmp_path), ["zo-sgd"], ["token_f1"], 1, baselines=[])
     with pytest.raises(UserError, match="choose another --output_dir"):
         compare(few(tmp_path, eps=0.01), ["zo-sgd"], ["token_f1"], 1, baselines=[])
 
 
+@pytest.mark.slow
 def test_a_choices_task_has_a_probe_and_examples_in_context(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

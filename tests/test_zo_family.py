@@ -418,6 +418,7 @@ class Interrupt:
 
 
 @pytest.mark.usefixtures("no_statistics")
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ALL)
 def test_a_run_that_is_cut_off_ends_as_it_would_have(tmp_path: Path, method: str) -> None:
     """Within a step, in whatever round: what was scored is not asked for again."""

@@ -141,7 +141,7 @@ def _train_flags(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int:
     settings = _settings(args)
     _check_names(settings)
-    quiet()
+    _quiet()
     from zoobj.lineage import pointed_at
     from zoobj.progress import ProgressBar
     from zoobj.run import check_output_dir
@@ -198,7 +198,7 @@ def _eval_flags(parser: argparse.ArgumentParser) -> None:
 def _eval(args: argparse.Namespace) -> int:
     settings, limit = _settings(args), _count("--limit", args.limit)
     _check_names(settings)
-    quiet()
+    _quiet()
     from zoobj.evaluation import evaluate
 
     result = evaluate(settings, args.split, limit, args.output)
@@ -222,7 +222,7 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
 def _compare(args: argparse.Namespace) -> int:
     settings = _settings(args)
     _check_names(settings)
-    quiet()
+    _quiet()
     from zoobj.assemble import make_task
     from zoobj.compare import compare
 
@@ -261,7 +261,7 @@ def _replay(args: argparse.Namespace) -> int:
     told = settings.model_dump(include=settings.model_fields_set & {*_MODEL})
     until = None if args.until is None else _whole("--until", args.until)
     last = _count("--average", args.average) or 1
-    quiet()
+    _quiet()
     from zoobj.replay import replay
 
     print(replay(args.log, args.output, until, last, told))
@@ -305,7 +305,7 @@ def _validate(args: argparse.Namespace) -> int:
     settings = _settings(args)
     if args.what and not args.spec:
         raise UserError("zoobj validate objective SPEC: say which, as in rewards.py:brief")
-    quiet()
+    _quiet()
     from zoobj.check import check_objective
     from zoobj.evaluation import validate
 
@@ -364,7 +364,7 @@ def _count(flag: str, text: str | None) -> int | None:
     return int(text)
 
 
-def quiet() -> None:
+def _quiet() -> None:
     """Silence other libraries: their progress bars and advice don't belong among our few lines."""
     import transformers
 

@@ -80,11 +80,8 @@ def _trained(args: ZOConfig, folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Run the cell that a file describes; 0 if its result is there, 2 if it says why not."""
-    from zoobj.cli import quiet
-
     file = Path(sys.argv[1])
     asked = json.loads(file.read_text(encoding="utf-8"))
-    quiet()
     try:
         told = result(Cell(**asked["cell"]), asked["settings"], asked["shots"], file.parent)
     except UserError as error:

@@ -184,11 +184,6 @@ def prepare(model: Any, tokenizer: Any) -> None:
                 f"adapter {name!r} is {config.peft_type.value}: adapters that put tokens before "
                 "the prompt lose the positions of padded rows; use one that changes weights"
             )
-    if _emulated(model):
-        logger.warning(
-            "the model is in bfloat16, which this CPU does not compute in: --dtype float32 takes "
-            "twice the memory and less time"
-        )
     model.eval()
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -197,15 +192,19 @@ def prepare(model: Any, tokenizer: Any) -> None:
         raise UserError("the tokenizer has no pad, eos or unk token: set tokenizer.pad_token")
 
 
-def _emulated(model: Any) -> bool:
-    """Whether the CPU works out bfloat16 in float32: 2 to 4 times slower than float32 itself."""
+def warn_of_emulation(model: Any) -> None:
+    """Say so where the CPU works out bfloat16 in float32, 2 to 4 times slower than float32."""
     import torch
 
     if model.dtype is not torch.bfloat16 or model.device.type != "cpu":
-        return False
+        return
     told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than torch 2.6
     has = told.get("avx512_bf16") or told.get("amx_bf16")
-    return told.get("architecture") == "x86_64" and not has
+    if told.get("architecture") == "x86_64" and not has:
+        logger.warning(
+            "the model is in bfloat16, which this CPU does not compute in: --dtype float32 takes "
+            "twice the memory and less time"
+        )
 
 
 def context_length(model: Any) -> int | None:

@@ -28,6 +28,7 @@ from zoobj.files import StorageError, jsonable
 from zoobj.identity import Parent, check_base, check_overlay, identity
 from zoobj.interrupts import Interrupted, Interrupts
 from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
+from zoobj.models import warn_of_emulation
 from zoobj.objective import as_objective
 from zoobj.overlay import Overlay
 from zoobj.parts import rewards
@@ -178,6 +179,7 @@ class ZOTrainer:
             self.track.begin(parent.steps if parent else [], self.args)
         if self._why and not resumes(self.args):
             logger.info(self._why)
+        warn_of_emulation(self.model)
         with RunFolder(self.args) as self.run, self.interrupts:
             result = self._guarded(parent)
             if self.args.push_to_hub:
