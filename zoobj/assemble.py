@@ -1,6 +1,5 @@
 """From settings to things: the task, the model, the scorer, the method that a ZOConfig names."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +20,6 @@ from zoobj.service import Service
 from zoobj.sites import layers, patterns
 from zoobj.task import SPLITS, Task
 from zoobj.walk import Walk
-
-logger = logging.getLogger(__name__)
 
 _ABOUT_WEIGHTS = ("learning_rate", "normalize", "tune_layers", "density", "blocks", "eps")
 _ROOM = 16.0  # for what an overlay adds: it begins at 0, in units of what is normal there

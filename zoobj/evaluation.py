@@ -112,11 +112,11 @@ def _check_gold(task: Task, objective: Objective, examples: list[Example]) -> st
     if best is None or objective.parts:  # gold may be the best in each, or break a limit
         why = "no upper bound" if best is None else "a combination"
         return f"{objective.name} of the gold answers: {outcome.value:.4f} ({why})"
-    others = replace(batch, references=[*batch.references[1:], *batch.references[:1]])
-    blind = not objective.higher_is_better and judge(objective, others).value == outcome.value
-    if outcome.value != best and blind:  # a length, say, of which gold has some
-        return f"{objective.name} of the gold answers: {outcome.value:.4f} (it looks at none)"
     if outcome.value != best:
+        others = replace(batch, references=[*batch.references[1:], *batch.references[:1]])
+        blind = judge(objective, others).value == outcome.value
+        if blind and not objective.higher_is_better:  # a length, say, of which gold has some
+            return f"{objective.name} of the gold answers: {outcome.value:.4f} (it looks at none)"
         raise UserError(
             f"task {task.name}: the gold answers score {outcome.value:.4f} on {objective.name}, "
             f"not {best}{_culprit(outcome, best, examples)}"
