@@ -49,7 +49,9 @@ def run(objective: Any, folder: Path, **more: Any) -> tuple[Any, list[dict[str, 
     return result, [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("objective", ["token_f1", "rouge:kind=rougeL", Overlap()], ids=str)
+@pytest.mark.parametrize(
+    "objective", ["token_f1", "rouge:kind=rougeL", Overlap()], ids=["token_f1", "rouge", "overlap"]
+)
 def test_metrics(objective: Any, tmp_path: Path) -> None:
     result, _ = run(objective, tmp_path / "run")
     assert result.verdict == "improved"
