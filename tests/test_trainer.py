@@ -19,8 +19,8 @@ from zoobj.result import Result
 
 KEYS = (
     "objective split n before after difference ci95 verdict method steps evals seconds "
-    "seconds_in_walk tie_rate flip_rate snr wasted peak_memory_bytes inference_peak_memory_bytes "
-    "best_step stop_reason"
+    "seconds_in_walk tie_rate flip_rate snr wasted labels peak_memory_bytes "
+    "inference_peak_memory_bytes best_step stop_reason"
 ).split()
 STEP_KEYS = {
     *("step", "move", "values", "n", "failed", "flips", "tie", "eps", "learning_rate", "evals"),

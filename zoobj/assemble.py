@@ -19,6 +19,7 @@ from zoobj.scoring import Sampling, Scorer
 from zoobj.service import Service
 from zoobj.sites import layers, patterns
 from zoobj.task import SPLITS, Task
+from zoobj.ties import TieBreaker
 from zoobj.walk import Walk
 
 _ABOUT_WEIGHTS = ("learning_rate", "normalize", "tune_layers", "density", "blocks", "eps")
@@ -67,6 +68,13 @@ def make_service(args: ZOConfig, objective: Objective) -> Service:
         cache=args.reward_cache,
         max_failed=args.max_failed,
     )
+
+
+def make_tie_breaker(args: ZOConfig, objective: Objective | None) -> TieBreaker | None:
+    """What is asked where pairs tie, if the settings name something."""
+    if objective is None:
+        return None
+    return TieBreaker(objective, make_service(args, objective), make_method(args))
 
 
 def make_model(
@@ -232,11 +240,12 @@ def make_method(args: ZOConfig) -> Estimator:
         UserError: a setting of other methods that differs from its default.
     """
     kind = method_class(args.method)
-    for name in sorted(OF_METHODS.difference(kind.takes)):
+    for name in sorted(OF_METHODS.difference(kind.takes, kind.allows)):
         value, usual = getattr(args, name), ZOConfig.model_fields[name].default
         if value != usual:
+            left = "out" if usual is None else f"at {usual}"
             raise UserError(
-                f"--{name} {value}: method {args.method!r} has no use for it: leave it at {usual}"
+                f"--{name} {value}: method {args.method!r} has no use for it: leave it {left}"
             )
     return kind(
         seed=args.seed,

@@ -10,6 +10,8 @@ it has any; trackers put train/ before them, and eval/ and test/ instead of eval
     flip_rate               share of its examples whose score differs between the sides
     tie_rate                share of all steps so far that tied
     learning_rate, eps, failed, evals, step_time, epoch
+    tie_breaker/FIGURE      pairs that tied, decided of them, mean value of the second objective
+    labels/FIGURE           of the predicted ones (see zoobj.labels); eval_ or test_ before it
     eval_NAME, test_NAME    the objective on validation and test; also _runtime, _samples
 """
 
@@ -78,7 +80,7 @@ class Callbacks:
             f"{prefix}_samples": line["n"],
             f"{prefix}_runtime": line["seconds"],
             "epoch": self.state.epoch,
-            **{f"{prefix}_{name}": value for name, value in _of_parts(line).items()},
+            **{f"{prefix}_{name}": value for name, value in _more(line).items()},
         }
         self.log(metrics)
         self.tell("on_evaluate", metrics=metrics)
@@ -91,7 +93,7 @@ def step_logs(line: Line, objective: str, pairs: Sequence[Any], tie_rate: float)
     return {
         "reward": reward,
         f"rewards/{objective}/mean": reward,
-        **_of_parts(line),
+        **_more(line),
         "frac_reward_zero_std": sum(pair.tie for pair in pairs) / max(1, len(pairs)),
         "flip_rate": line["flips"] / max(1, line["n"]),
         "tie_rate": tie_rate,
@@ -103,11 +105,15 @@ def step_logs(line: Line, objective: str, pairs: Sequence[Any], tie_rate: float)
     }
 
 
-def _of_parts(line: Line) -> dict[str, Any]:
+def _more(line: Line) -> dict[str, Any]:
+    """Figures of a combination's parts, of predicted labels, of the tie-breaker."""
+    told = {f"rewards/{name}": figures for name, figures in line.get("rewards", {}).items()}
+    told |= {group: line.get(group, {}) for group in ("labels", "tie_breaker")}
     return {
-        f"rewards/{name}/{figure}": value
-        for name, figures in line.get("rewards", {}).items()
+        f"{group}/{figure}": value
+        for group, figures in told.items()
         for figure, value in figures.items()
+        if figure != "state"
     }
 
 

@@ -64,6 +64,9 @@ class ZOConfig(BaseModel):
         description="name, file.py:function, or a list of them with weights and limits, as in "
         "'[token_f1, {name: length, at_most: 5}]'; default: the task's",
     )
+    tie_breaker: str | list[Any] | dict[str, Any] | None = Field(
+        None, description="a second objective, asked only where a pair ties on the first"
+    )
     on_error: Literal["drop", "raise", "floor"] = Field(
         "drop", description="what becomes of an example that could not be scored"
     )
@@ -144,6 +147,15 @@ class ZOConfig(BaseModel):
     per_device_eval_batch_size: int = Field(
         64, ge=1, description="sequences in one forward pass, in training too"
     )
+    race: float | None = Field(
+        None,
+        gt=0,
+        description="score a minibatch in parts, and stop a pair whose difference is larger than "
+        "so many standard errors",
+    )
+    grow_batch: int = Field(
+        1, ge=1, description="most times a minibatch grows while more than half of the pairs tie"
+    )
     max_evals: int | None = Field(None, ge=1, description="budget in scored training examples")
     max_steps: int | None = Field(None, ge=1, description="budget in steps")
     max_seconds: float | None = Field(
@@ -198,7 +210,7 @@ class ZOConfig(BaseModel):
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         return words.get(value.lower(), value) if isinstance(value, str) else value
 
-    @field_validator("objective", mode="before")
+    @field_validator("objective", "tie_breaker", mode="before")
     @classmethod
     def _list_in_a_flag(cls, value: Any) -> Any:
         """Flags arrive as text; a list or mapping is written as in YAML."""
@@ -231,10 +243,11 @@ def with_defaults(args: ZOConfig) -> ZOConfig:
     return settled
 
 
-# Settings of some methods; see ``Estimator.takes``.
+# Settings of some methods; see ``Estimator.takes`` and ``Estimator.allows``.
 OF_METHODS = {
     *("normalize", "one_sided", "shaping", "momentum"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "svrg_interval", "anchor_batches"),
+    *("tie_breaker", "race", "grow_batch"),
 }
 # What may differ between a run and its continuation; all else would make it another run. Models and
 # data are known by their fingerprints, so that they may be moved.

@@ -177,7 +177,7 @@ def _overlay(model: Any) -> Line | None:
 def _code(args: ZOConfig) -> dict[str, str]:
     """Fingerprints of the files that objective, task and method come from, if they do."""
     found = {}
-    for what in ("objective", "task", "method"):
+    for what in ("objective", "tie_breaker", "task", "method"):
         parts = [part for spec in specs(getattr(args, what)) for part in re.split("[:,=]", spec)]
         files = [Path(part).expanduser() for part in parts]
         code = [

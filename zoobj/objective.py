@@ -59,6 +59,16 @@ class Batch:
         rows = {name: [column[i] for i in indices] for name, column in self.rows.items()}
         return replace(self, rows=rows, **picked)
 
+    def followed_by(self, other: "Batch") -> "Batch":
+        """These examples and then those, which have the same columns."""
+        both: dict[str, Any] = {
+            f.name: [*column, *getattr(other, f.name)]
+            for f in fields(self)
+            if isinstance(column := getattr(self, f.name), list)
+        }
+        rows = {name: [*column, *other.rows[name]] for name, column in self.rows.items()}
+        return replace(self, rows=rows, **both)
+
 
 class Objective:
     """Base class of objectives. Override ``score`` (decomposable) or ``value`` (set-level).

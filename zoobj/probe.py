@@ -10,15 +10,18 @@ from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
 from zoobj.files import jsonable
 from zoobj.flips import FlipControl
+from zoobj.labels import labels
 from zoobj.log import Line
 from zoobj.noise import derive
 from zoobj.objective import Objective
 from zoobj.parts import rewards
+from zoobj.racing import BatchGrowth, decided, followed, looks
 from zoobj.run import RunFolder
 from zoobj.scoring import Scorer
 from zoobj.service import Service
 from zoobj.signal import Group, Outcome, Pair, compare, loss, together
 from zoobj.task import Example
+from zoobj.ties import TieBreaker
 from zoobj.track import Track
 from zoobj.walk import Offset
 
@@ -49,6 +52,7 @@ class Probe:
         track, scorer: what brings the model to an offset, and what runs it.
         service: what scores the outputs.
         examples: of the train split.
+        ties: asked where pairs tie, if at all.
 
     Raises:
         UserError: the method's batches are larger than the split.
@@ -63,20 +67,24 @@ class Probe:
         scorer: Scorer,
         service: Service,
         examples: list[Example],
+        ties: TieBreaker | None = None,
     ):
         self.args, self.objective, self.method = args, objective, method
         self.track, self.scorer, self.service, self.examples = track, scorer, service, examples
-        self.flips = self._control()
-        size, most = args.per_device_train_batch_size, max(method.batches)
+        self.flips, self.ties = self._control(), ties
+        self.growth = BatchGrowth(args.grow_batch)
+        self.needs = objective.needs if ties is None else objective.needs | ties.objective.needs
+        size, most = args.per_device_train_batch_size, max(method.batches) * args.grow_batch
         if size * most > len(examples):
             raise UserError(
                 f"method {args.method!r} scores {most} minibatches of {size} at once, more than "
                 f"the {len(examples)} training examples: lower per_device_train_batch_size"
                 + (" or anchor_batches" if "anchor_batches" in method.takes else "")
+                + (" or grow_batch" if args.grow_batch > 1 else "")
             )
 
     def __call__(self, run: RunFolder, step: int, digest: str | None) -> Probed:
-        """Measure a step of a run; its batch is a function of seed and step.
+        """Measure a step of a run; its batch is a function of seed, step and the log.
 
         Args:
             run: keeps scores until the step is done, so that none is asked for twice.
@@ -84,7 +92,8 @@ class Probe:
             digest: checksum of the weights it starts from, where one was taken.
         """
         method = self.method
-        size = self.args.per_device_train_batch_size * method.batches[step % len(method.batches)]
+        times = method.batches[step % len(method.batches)] * self.growth.times
+        size = self.args.per_device_train_batch_size * times
         examples = minibatch(self.examples, size, self.args.seed, step)
         if self.flips is not None:
             method.eps = self.flips.eps
@@ -93,9 +102,11 @@ class Probe:
         pairs: list[Pair] = []
         values: list[float] = []
         losses: list[float] = []
+        calls = 0
         offsets = method.offsets(step)
         while offsets:
-            found = self._scored(run, step, offsets, examples)
+            found, asked = self._round(run, step, offsets, examples)
+            calls += asked
             told = self._compared(found)
             values += _in_order(told)
             losses = [loss(self.objective, value) for value in values]
@@ -112,22 +123,41 @@ class Probe:
             "tie": all(group.tie for group in groups),
             "eps": method.eps,
             "learning_rate": method.learning_rate,
-            "evals": run.evals + len(outcomes) * len(examples),
+            "evals": run.evals + sum(len(outcome.batch) for outcome in outcomes),
             "checksum": digest,
             "signal": counted(pairs),
             "state": method.state_dict(),
             **rewards(self.objective, outcomes),
+            **labels([outcome.batch for outcome in outcomes]),
         }
-        if self.flips is not None:
-            self.flips.update(pairs)
-            line["flip_control"] = self.flips.state_dict()
+        if self.ties is not None:
+            more, told = self.ties(run, step, examples, method, outcomes, values)
+            line["move"], line["tie_breaker"] = [*line["move"], *more], told
+        if self.args.race is not None:
+            line["calls"] = calls
+        line |= self._steered(pairs)
         return Probed(line, groups, pairs, outcomes)
 
     def resume(self, line: Line) -> None:
         """Take up where the step of this line left off."""
         self.method.load_state_dict(line["state"])
+        if self.ties is not None:
+            self.ties.method.load_state_dict(line["tie_breaker"]["state"])
         if self.flips is not None:
             self.flips.load_state_dict(line["flip_control"])
+        if "growth" in line:
+            self.growth.load_state_dict(line["growth"])
+
+    def _steered(self, pairs: Sequence[Pair]) -> Line:
+        """What follows from a step's pairs for the next, for the log."""
+        told = {}
+        if self.flips is not None:
+            self.flips.update(pairs)
+            told["flip_control"] = self.flips.state_dict()
+        if self.args.grow_batch > 1:
+            self.growth.update(pairs)
+            told["growth"] = self.growth.state_dict()
+        return told
 
     def _control(self) -> FlipControl | None:
         """What steers eps, if it is left open and outputs can flip: log-probabilities always do."""
@@ -135,17 +165,60 @@ class Probe:
             return None
         return FlipControl(self.method.eps, self.args.flip_target)
 
-    def _scored(
+    def _round(
         self, run: RunFolder, step: int, offsets: Sequence[Offset], examples: Sequence[Example]
+    ) -> tuple[list[Outcome], int]:
+        """The outcomes at each offset, and how often the objective was called on a batch.
+
+        With ``race`` a group ends at the look at which all of its pairs are decided.
+        """
+        if self.args.race is None:
+            return self._scored(run, step, offsets, examples), len(offsets)
+        racing, calls = self.method.groups(len(offsets)), 0
+        found: dict[int, Outcome] = {}
+        for seen in looks(len(examples)):
+            asked = [number for group in racing for number in group]
+            before = [found[number] for number in asked] if found else []
+            there = [offsets[number] for number in asked]
+            outcomes = self._scored(run, step, there, examples[:seen], before)
+            found |= dict(zip(asked, outcomes, strict=True))
+            calls += len(asked)
+            racing = [group for group in racing if not self._over(found, group)]
+            if not racing:
+                break
+        return [found[number] for number in range(len(offsets))], calls
+
+    def _over(self, found: dict[int, Outcome], group: Sequence[int]) -> bool:
+        """Whether all pairs of a group are decided."""
+        assert self.args.race is not None
+        first, *others = (found[number] for number in group)
+        pairs = (compare(self.objective, first, other, errors=True) for other in others)
+        return all(decided(pair, self.args.race) for pair in pairs)
+
+    def _scored(
+        self,
+        run: RunFolder,
+        step: int,
+        offsets: Sequence[Offset],
+        examples: Sequence[Example],
+        before: Sequence[Outcome] = (),
     ) -> list[Outcome]:
-        """The scores of the examples at each offset; once only."""
-        keys = [f"{run.key(step)}/{sorted(offset.items())}" for offset in offsets]
+        """The scores of the examples at each offset, ``before`` of the first of them; once only."""
+        known = len(before[0].batch) if before else 0
+        keys = [f"{run.key(step)}/{sorted(x.items())}/{len(examples)}" for x in offsets]
         outcomes = [run.pending.get(key, examples) for key in keys]
         missing = [number for number, outcome in enumerate(outcomes) if outcome is None]
         asked = [offsets[number] for number in missing]
         seed = derive(self.args.seed, step)
-        batches = self.track.scored(asked, self.scorer, examples, self.objective.needs, seed)
+        batches = self.track.scored(asked, self.scorer, examples[known:], self.needs, seed)
+        whole = bool(before) and not self.objective.decomposable  # a set has no parts to add up
+        if whole:
+            firsts = (before[number].batch for number in missing)
+            batches = (first.followed_by(b) for first, b in zip(firsts, batches, strict=True))
         for number, outcome in zip(missing, self.service.each(batches), strict=True):
+            if before and not whole:
+                batch = before[number].batch.followed_by(outcome.batch)
+                outcome = followed(self.objective, before[number], batch, outcome)
             run.pending.put(keys[number], outcome)
             outcomes[number] = outcome
         return [outcome for outcome in outcomes if outcome is not None]

@@ -8,6 +8,7 @@ from typing import Any
 
 from zoobj.config import ZOConfig
 from zoobj.files import replace_text
+from zoobj.labels import described
 from zoobj.result import Result
 from zoobj.signal import Outcome
 
@@ -27,6 +28,7 @@ padding: 0.3rem 0.6rem; text-align: left; vertical-align: top } svg { width: 100
 <p>{{ result }}</p>
 <p class="{{ result.verdict }}"><strong>{{ result.verdict }}</strong>: 95 % paired bootstrap over
 {{ result.n }} {{ result.split }} examples that took no part in training or selection.</p>
+{% if result.labels %}<p>After tuning: {{ described(result.labels) }}.</p>{% endif %}
 {{ plot | safe }}
 <h2>Examples</h2>
 <table><tr><th>prompt (end)</th><th>reference</th><th>before</th><th>after</th></tr>
@@ -61,7 +63,12 @@ def write_report(
     replace_text(
         path,
         page.render(
-            args=args, result=result, plot=plot, facts=facts, examples=_examples(before, after)
+            args=args,
+            result=result,
+            plot=plot,
+            facts=facts,
+            examples=_examples(before, after),
+            described=described,
         ),
     )
 

@@ -1,9 +1,11 @@
 """What a run comes to: result.json."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from zoobj.accounting import signal
 from zoobj.config import ZOConfig
+from zoobj.labels import labels
 from zoobj.objective import Objective
 from zoobj.run import RunFolder
 from zoobj.signal import Outcome, Verdict, compare, paired_bootstrap, verdict
@@ -17,6 +19,7 @@ class Result:
     ``best_step`` is the step whose weights were kept and gave ``after``. ``evals`` counts scored
     training examples, both sides of a pair; ``ci95`` is a paired bootstrap of the difference;
     tie_rate, flip_rate, snr and wasted say how much the pairs said (``zoobj.accounting``);
+    ``labels`` are figures of the predicted ones in ``after`` (``zoobj.labels``), None for texts;
     ``seconds`` are those of steps and evaluations, earlier sessions of a resumed run included;
     memory is bytes. ``stop_reason`` is a budget or rule (max_steps, max_evals, ``stopping.RULES``),
     "callback", or for a run that was cut off before ``after`` could be measured, and has NaN there,
@@ -40,6 +43,7 @@ class Result:
     flip_rate: float
     snr: float
     wasted: float
+    labels: dict[str, Any] | None
     peak_memory_bytes: int
     inference_peak_memory_bytes: int
     best_step: int
@@ -92,5 +96,6 @@ def summarise(
         seconds=round(run.seconds, 3),
         seconds_in_walk=round(run.seconds_in_walk, 3),
         **asdict(signal(run.steps[run.start :])),
+        labels=labels([before.batch if after is None else after.batch]).get("labels"),
         **measured,  # type: ignore[arg-type]
     )

@@ -231,7 +231,7 @@ class RunFolder:
     @property
     def calls(self) -> int:
         """How often this run called the objective on a batch: a try-out, steps, evaluations."""
-        steps = sum(len(line["values"]) for line in self.steps[self.start :])
+        steps = sum(line.get("calls", len(line["values"])) for line in self.steps[self.start :])
         return 1 + steps + len(self.evaluations)
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoobj.accounting import signal
+from zoobj.labels import described
 from zoobj.log import Line, Log
 from zoobj.replay import read_log
 from zoobj.run import METRICS, SCORING
@@ -56,6 +57,10 @@ def _summary(path: str, steps: Sequence[Line]) -> list[str]:
             f"{told['objective']} of {told['task']}, seed {told['seed']}{origin}"
         )
     told, failed = signal(steps), sum(line["failed"] for line in steps)
+    asked = [line["tie_breaker"] for line in steps if "tie_breaker" in line]
+    if asked:
+        tied, broken = (sum(line[key] for line in asked) for key in ("pairs", "decided"))
+        lines.append(f"the tie-breaker was asked about {tied} pairs and decided {broken}")
     return [
         *lines,
         f"ties {told.tie_rate:.1%} of steps, flips {told.flip_rate:.1%} of examples, failed "
@@ -71,7 +76,8 @@ def _validations(lines: Sequence[Line]) -> list[str]:
     return [
         f"validation {last['objective']}: {first['value']:.4f} at step {first['step']}, "
         f"{last['value']:.4f} at step {last['step']}; highest "
-        f"{max(x['value'] for x in done):.4f}, lowest {min(x['value'] for x in done):.4f}"
+        f"{max(x['value'] for x in done):.4f}, lowest {min(x['value'] for x in done):.4f}",
+        *([f"last validation: {described(last['labels'])}"] if "labels" in last else []),
     ]
 
 

@@ -13,6 +13,7 @@ from zoobj.paired import kinds_of, mean_error, set_error
 
 OnError = Literal["drop", "raise", "floor"]
 Verdict = Literal["improved", "not shown", "worse"]
+_ROUNDING = 1e-12  # relative; a mean of thousands of scores is off by 1e-13
 RESAMPLES = 10_000
 RESAMPLES_OF_SETS = 1_000  # a set-level value is computed anew for each
 
@@ -177,7 +178,13 @@ def together(objective: Objective, outcomes: Sequence[Outcome]) -> Group:
     else:
         flips = sum(any(column[i] != columns[0][i] for column in columns) for i in keep)
     values = [value_over(objective, outcome, keep) for outcome in outcomes]
+    values = [values[0] if _alike(value, values[0]) else value for value in values]
     return Group(values, len(keep), size - len(keep), flips)
+
+
+def _alike(a: float, b: float) -> bool:
+    """Whether only rounding tells two values apart: 0.1 + 0.2 and 0.3 are a tie."""
+    return abs(a - b) <= _ROUNDING * max(abs(a), abs(b))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.lineage import inherited
 from zoobj.objective import Objective
+from zoobj.racing import looks
 from zoobj.run import STOP, RunFolder
 from zoobj.signal import loss
 
@@ -23,7 +24,8 @@ Rule = Callable[[ZOConfig, RunFolder, Objective, int], bool]
 def budget(args: ZOConfig) -> tuple[int, str]:
     """Steps that the budget buys, and the name of what limits them.
 
-    Where seconds are the only budget there is no end of steps, else 200 are the default.
+    Where seconds are the only budget there is no end of steps, nor where steps differ in what they
+    cost: then ``max_evals`` is a rule. Else 200 are the default.
     """
     method, size = make_method(args), args.per_device_train_batch_size
     limits, before = [], inherited(args)
@@ -35,7 +37,8 @@ def budget(args: ZOConfig) -> tuple[int, str]:
     costs = list(accumulate(size * method.evaluations * batches for batches in cycle))
     if args.max_evals is not None:
         cycles, left = divmod(args.max_evals - paid, costs[-1])
-        limits.append((begun + cycles * len(costs) + bisect_right(costs, left), "max_evals"))
+        steps = cycles * len(costs) + bisect_right(costs, left)
+        limits.append((ENDLESS if steps > 0 and uneven(args) else begun + steps, "max_evals"))
     usual = (DEFAULT_STEPS, "max_steps") if args.max_seconds is None else (ENDLESS, "max_seconds")
     steps, limit = min(limits, default=usual)
     if not steps and not begun:
@@ -43,7 +46,7 @@ def budget(args: ZOConfig) -> tuple[int, str]:
             f"--max_evals {args.max_evals} buys no step: one scores {costs[0]} examples "
             f"({costs[0] // size} x per_device_train_batch_size {size})"
         )
-    calls = method.evaluations + 4
+    calls = _calls(args, method.evaluations) + 4
     if args.max_reward_calls is not None and args.max_reward_calls < calls:
         raise UserError(
             f"--max_reward_calls {args.max_reward_calls} buys no step: try-out, test, two "
@@ -57,6 +60,26 @@ def budget(args: ZOConfig) -> tuple[int, str]:
     return steps, limit
 
 
+def uneven(args: ZOConfig) -> bool:
+    """Whether steps may differ in how many examples they score."""
+    return args.race is not None or args.grow_batch > 1
+
+
+def _calls(args: ZOConfig, offsets: int) -> int:
+    """How often a step calls the objective at most; batches that grow are looked at as often."""
+    size = args.per_device_train_batch_size * args.grow_batch
+    return offsets * (1 if args.race is None else len(looks(size)))
+
+
+def _max_evals(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
+    """The next step might score more examples than are left; where steps cost the same they say."""
+    if args.max_evals is None or not uneven(args):
+        return False
+    times = run.steps[-1].get("growth", {"times": 1})["times"] if run.steps else 1
+    most = args.per_device_train_batch_size * times * offsets
+    return run.evals + most > args.max_evals
+
+
 def _max_seconds(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
     """Steps and evaluations took so long, earlier sessions included."""
     return args.max_seconds is not None and run.seconds >= args.max_seconds
@@ -65,7 +88,7 @@ def _max_seconds(args: ZOConfig, run: RunFolder, objective: Objective, offsets: 
 def _max_reward_calls(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
     """The next step and a validation after it would be too many; the last test does not count."""
     limit = args.max_reward_calls
-    return limit is not None and run.calls + offsets + 1 > limit
+    return limit is not None and run.calls + _calls(args, offsets) + 1 > limit
 
 
 def _target_value(args: ZOConfig, run: RunFolder, objective: Objective, offsets: int) -> bool:
@@ -97,6 +120,7 @@ def _stop_file(args: ZOConfig, run: RunFolder, objective: Objective, offsets: in
 RULES: dict[str, Rule] = {
     "target_value": _target_value,
     "early_stopping": _early_stopping,
+    "max_evals": _max_evals,
     "max_reward_calls": _max_reward_calls,
     "max_seconds": _max_seconds,
     "stop_file": _stop_file,

@@ -16,6 +16,7 @@ from zoobj.assemble import (
     make_scorer,
     make_service,
     make_task,
+    make_tie_breaker,
     make_tuned,
 )
 from zoobj.callbacks import Callbacks, step_logs
@@ -28,6 +29,8 @@ from zoobj.files import StorageError, jsonable
 from zoobj.identity import Parent, check_base, check_overlay, identity
 from zoobj.interrupts import Interrupted, Interrupts
 from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
+from zoobj.labels import collapsed, described, labels
+from zoobj.log import Line
 from zoobj.models import warn_of_emulation
 from zoobj.objective import as_objective
 from zoobj.overlay import Overlay
@@ -56,6 +59,7 @@ class ZOTrainer:
             model of transformers or peft; every parameter that requires gradients is tuned.
         task: a name, file or Task; by default ``args.task``.
         objective: a name, ``file.py:function``, function or Objective; by default the task's own.
+        tie_breaker: likewise, asked only where pairs tie; by default none.
         args: all other settings. Of a run that is continued or branched off, those left open are
             taken over.
         train_dataset, eval_dataset, test_dataset: rows instead of the task's own train,
@@ -80,9 +84,11 @@ class ZOTrainer:
         processing_class: Any = None,
         callbacks: Sequence[Any] = (),
         peft_config: Any = None,
+        tie_breaker: Any = None,
     ):
         args = args or ZOConfig()
         named = {"model_name_or_path": model, "task": task, "objective": objective}
+        named["tie_breaker"] = tie_breaker
         told = {key: value for key, value in named.items() if isinstance(value, str)}
         self.args = taken_up(args.model_copy(update=told))
         self.callbacks = Callbacks(callbacks, self.args)
@@ -90,7 +96,9 @@ class ZOTrainer:
         self.task = make_task(self.args, None if isinstance(task, str) else task, datasets)
         wanted = self.args.objective if objective is None else objective
         self.objective = as_objective(self.task.objective if wanted is None else wanted)
-        self._name_objects(task, objective)
+        second = self.args.tie_breaker if tie_breaker is None else tie_breaker
+        self.tie_breaker = None if second is None else as_objective(second)
+        self._name_objects(task, objective, tie_breaker)
         self.callbacks.belong_to(self.args, self.objective)
         given = None if isinstance(model, str) else model
         if given is not None:
@@ -111,7 +119,7 @@ class ZOTrainer:
         self.run: RunFolder
         self._phase = ""  # what is being scored, for the callbacks
 
-    def _name_objects(self, task: Any, objective: Any) -> None:
+    def _name_objects(self, task: Any, objective: Any, tie_breaker: Any) -> None:
         """What came as an object has its name in the settings, not another thing's."""
         if isinstance(task, Task):
             self.args.task = task.name
@@ -119,6 +127,8 @@ class ZOTrainer:
             self.args.objective = self.objective.name
         elif self.args.objective is None:
             self.args.objective = self.task.objective
+        if self.tie_breaker is not None and not isinstance(tie_breaker, (str, type(None))):
+            self.args.tie_breaker = self.tie_breaker.name
 
     @classmethod
     def from_log(
@@ -167,7 +177,8 @@ class ZOTrainer:
         self.data = load_splits(self.args, self.task, self.scorer)
         self.method = make_method(self.args)
         parts = (self.method, self.track, self.scorer, self.service, self.data["train"])
-        self.probe = Probe(self.args, self.objective, *parts)
+        self.ties = make_tie_breaker(self.args, self.tie_breaker)
+        self.probe = Probe(self.args, self.objective, *parts, ties=self.ties)
         self.track.set_units(inherited_overlay(self.args), self.scorer, self.data["train"])
         if hasattr(self, "run"):  # an earlier call's: back to where it began
             self.track.to(self.run.start, self.run)
@@ -236,6 +247,8 @@ class ZOTrainer:
             ) from error
         finally:
             self.service.close()
+            if self.ties is not None:
+                self.ties.service.close()
             self.track.walk.goto({})  # whoever holds the model gets it back at no offset
 
     def _train(self) -> Result:
@@ -386,12 +399,24 @@ class ZOTrainer:
             "n": len(outcome.batch) - outcome.failed,
             "failed": outcome.failed,
             **rewards(self.objective, [outcome]),
+            **labels([outcome.batch]),
         }
+        self._warn_of_collapse(line)
         seconds = {"seconds": round(time.perf_counter() - start, 4)}
         if self.run.evaluation(step, split) is None:
             self.run.log_evaluation(line, seconds)
         self.callbacks.evaluated({**line, **seconds})
         return outcome
+
+    def _warn_of_collapse(self, line: Line) -> None:
+        """Once in a run, by its first validation where nearly all predictions are one label."""
+        before = (e for e in self.run.evaluations if e["split"] == "validation" and collapsed(e))
+        if line["split"] == "validation" and collapsed(line) and not any(before):
+            logger.warning(
+                "collapse at step %d: %s; objective f1 or balanced_accuracy does not reward that",
+                line["step"],
+                described(line["labels"]),
+            )
 
     def _validation_due(self, step: int) -> bool:
         return step % self.args.eval_steps == 0 or step == self.run.start
@@ -463,11 +488,12 @@ class ZOTrainer:
     def _preflight(self) -> None:
         """A few examples through the whole chain: a broken reward shows before any training."""
         self._phase = ""
-        batch = self.scorer(self.data["train"][:_PREFLIGHT], self.objective.needs)
+        batch = self.scorer(self.data["train"][:_PREFLIGHT], self.probe.needs)
         policy: OnError = "raise" if self.service.on_error == "raise" else "drop"
-        outcome = self.service.judge(batch, policy)
-        if outcome.error is not None:
-            raise UserError(outcome.error)
+        for service in (self.service, *([] if self.ties is None else [self.ties.service])):
+            outcome = service.judge(batch, policy)
+            if outcome.error is not None:
+                raise UserError(outcome.error)
         if self.service.on_error == "floor" and floor(self.objective) is None:
             raise UserError(
                 f"--on_error floor: objective {self.objective.name!r} has no worst value: set its "
@@ -477,7 +503,9 @@ class ZOTrainer:
     def _learning_rate(self, step: int) -> float:
         """The course of the learning rate: at step 0 its full value, at the end of the budget 0."""
         share = step / self.max_steps
-        if self.max_steps == ENDLESS and self.args.max_seconds is not None:
+        if self.max_steps == ENDLESS and self.args.max_evals is not None:
+            share = min(1.0, self.run.evals / self.args.max_evals)
+        elif self.max_steps == ENDLESS and self.args.max_seconds is not None:
             share = min(1.0, self.run.seconds / self.args.max_seconds)
         factors = {
             "constant": 1.0,

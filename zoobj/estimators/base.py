@@ -23,6 +23,11 @@ class Estimator(ABC):
 
     Attributes:
         takes: settings of ``ZOConfig`` that the method is made with beside those above.
+        allows: settings that change how its offsets are scored, where that leaves the method what
+            it is. ``tie_breaker``: all offsets are in one round, and a NaN at one that is not the
+            first of its group takes that one comparison away. ``race``: losses are compared within
+            a group only, so that each may be over another number of examples. ``grow_batch``: so
+            may the losses of two steps.
         evaluations: offsets that a step scores in all its rounds, a number of the class or of the
             object; a step that ends early scores fewer.
         batches: how many minibatches each offset is scored on, for the steps of a cycle.
@@ -30,6 +35,7 @@ class Estimator(ABC):
 
     name: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ("normalize",)
+    allows: ClassVar[tuple[str, ...]] = ()
     evaluations: int
     batches: Sequence[int] = (1,)
 

@@ -38,6 +38,7 @@ class Population(Estimator):
 
     name = "population"
     takes = ("shaping",)
+    allows = ("tie_breaker", "grow_batch")
 
     def __init__(self, shaping: Shape = "rank", **settings: Any):
         super().__init__(**settings)

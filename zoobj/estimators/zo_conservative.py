@@ -24,6 +24,7 @@ class ZOConservative(ZOSGD):
     """ZO-SGD that keeps the best of staying, the step and its opposite; 3 evaluations more."""
 
     name = "zo-conservative"
+    allows = ("grow_batch",)
 
     def __init__(self, **settings: Any):
         super().__init__(**settings)
