@@ -28,8 +28,8 @@ from zoobj.errors import UserError
 from zoobj.files import StorageError, jsonable
 from zoobj.identity import Parent, check_base, check_overlay, identity
 from zoobj.interrupts import Interrupted, Interrupts
-from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
 from zoobj.labels import collapsed, described, labels
+from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
 from zoobj.log import Line
 from zoobj.models import warn_of_emulation
 from zoobj.objective import as_objective
