@@ -82,3 +82,30 @@ def test_ties_share_a_rank() -> None:
 def test_an_unknown_shape_is_named() -> None:
     with pytest.raises(UserError, match="shaping 'ranks'"):
         Population(seed=1, eps=0.1, learning_rate=0.2, shaping="ranks")  # type: ignore[arg-type]
+
+
+@given(st.sampled_from(["rank", "zscore", "sign"]), st.permutations(range(4)), st.data())
+def test_shaping_does_not_care_for_order(
+    shaping: str, order: list[int], data: st.DataObject
+) -> None:
+    """The pairs of a step in another order: each keeps its coefficient."""
+    told = data.draw(st.lists(losses, min_size=8, max_size=8))
+    turned = [told[2 * k + side] for k in order for side in (0, 1)]
+    found = []
+    for given_losses in (told, turned):
+        method = Population(seed=1, eps=0.1, learning_rate=0.2, directions=4, shaping=shaping)
+        seeds = [next(iter(offset)) for offset in method.offsets(0)[::2]]
+        move = dict(method.move(given_losses))
+        found.append([move.get(seed, 0.0) for seed in seeds])
+    assert found[1] == pytest.approx([found[0][k] for k in order], rel=1e-9, abs=1e-12)
+
+
+@given(st.sampled_from(["rank", "zscore", "sign"]), st.data())
+def test_members_that_tie_weigh_the_same(shaping: str, data: st.DataObject) -> None:
+    """Two pairs of equal losses have equal coefficients, and one of equal sides has none."""
+    a, b, *rest = data.draw(st.lists(st.floats(-10, 10), min_size=4, max_size=4))
+    method = Population(seed=1, eps=0.1, learning_rate=0.2, directions=4, shaping=shaping)
+    seeds = [next(iter(offset)) for offset in method.offsets(0)[::2]]
+    move = dict(method.move([a, b, *rest, a, b, a, a]))
+    assert move.get(seeds[0], 0.0) == move.get(seeds[2], 0.0)
+    assert seeds[3] not in move

@@ -258,6 +258,7 @@ def test_the_first_rule_that_holds_is_named(tmp_path: Path) -> None:
     held: dict[str, dict[str, Any]] = {
         "target_value": {"target_value": 0.0},
         "early_stopping": {"early_stopping_patience": 1},
+        "max_evals": {"max_evals": 16, "race": 2.0},
         "max_reward_calls": {"max_reward_calls": 1},
         "max_seconds": {"max_seconds": 1.0},
         "stop_file": {},
@@ -265,7 +266,7 @@ def test_the_first_rule_that_holds_is_named(tmp_path: Path) -> None:
     assert list(held) == list(RULES)
     (tmp_path / "STOP").touch()
     run = folder(tmp_path, [1.0, 0.5], 2)
-    run.seconds, run.calls = 2.0, 9
+    run.seconds, run.calls, run.evals, run.steps = 2.0, 9, 9, [{}]
     objective = Scripted()
     objective.higher_is_better = True
     for i, rule in enumerate(RULES):
