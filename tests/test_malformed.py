@@ -51,6 +51,7 @@ FLAGS = {
     "number": ("", "much", "-1", "0", "nan", "inf", "-inf", "1e999", "1,5"),
     "boolean": ("", "maybe", "2"),
     "enum": ("", "nope", "Linear", "auto,float32"),
+    "object": ("many", "5", "{a: 1"),
     "string": (),
 }
 YAML = {
@@ -58,12 +59,14 @@ YAML = {
     "number": ("{a: 1}", ".nan", ".inf"),
     "boolean": ("[true]", "2"),
     "enum": ("[]", "5"),
+    "object": ("[a]", "5", "x"),
     "string": ("[a]", "5"),
 }
 FINE = {
     *(("seed", "0"), ("num_fewshot", "0"), ("early_stopping_threshold", "0")),
     *(("target_value", "0"), ("target_value", "-1")),
     *(("reward_workers", "0"), ("max_failed", "0"), ("adam_beta2", "0"), ("adam_epsilon", "0")),
+    ("warmup_steps", "0"),
 }
 
 

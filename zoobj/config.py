@@ -107,8 +107,22 @@ class ZOConfig(BaseModel):
         description="change of a weight in a typical step, without normalize MeZO's; other "
         "defaults with an overlay",
     )
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
-        "linear", description="course of the learning rate, to 0 at the end of the budget"
+    lr_scheduler_type: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = Field("linear", description="course of the learning rate over the budget; transformers'")
+    lr_scheduler_kwargs: dict[str, Any] | None = Field(
+        None, description="more of that scheduler's, as in '{min_lr_rate: 0.1}'"
+    )
+    warmup_steps: float = Field(
+        0.0, ge=0, description="steps in which the learning rate rises; below 1 a share of all"
     )
     eps: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="perturbation of each weight; auto: steered by how many examples flip"
@@ -210,7 +224,7 @@ class ZOConfig(BaseModel):
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         return words.get(value.lower(), value) if isinstance(value, str) else value
 
-    @field_validator("objective", "tie_breaker", mode="before")
+    @field_validator("objective", "tie_breaker", "lr_scheduler_kwargs", mode="before")
     @classmethod
     def _list_in_a_flag(cls, value: Any) -> Any:
         """Flags arrive as text; a list or mapping is written as in YAML."""

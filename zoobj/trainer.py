@@ -1,7 +1,6 @@
 """The loop: score a batch at the offsets a method asks for, move, write a line; keep the best."""
 
 import logging
-import math
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import nullcontext
@@ -39,6 +38,7 @@ from zoobj.probe import Probe, Probed
 from zoobj.report import write_report
 from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
+from zoobj.schedule import PARTS, make_schedule
 from zoobj.signal import OnError, Outcome, floor, loss
 from zoobj.stopping import ENDLESS, budget, stop_reason
 from zoobj.task import Example, Task
@@ -176,6 +176,7 @@ class ZOTrainer:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
         self.method = make_method(self.args)
+        make_schedule(self.args, min(self.max_steps, PARTS))  # refused before anything is written
         parts = (self.method, self.track, self.scorer, self.service, self.data["train"])
         self.ties = make_tie_breaker(self.args, self.tie_breaker)
         self.probe = Probe(self.args, self.objective, *parts, ties=self.ties)
@@ -501,18 +502,14 @@ class ZOTrainer:
             )
 
     def _learning_rate(self, step: int) -> float:
-        """The course of the learning rate: at step 0 its full value, at the end of the budget 0."""
-        share = step / self.max_steps
-        if self.max_steps == ENDLESS and self.args.max_evals is not None:
-            share = min(1.0, self.run.evals / self.args.max_evals)
-        elif self.max_steps == ENDLESS and self.args.max_seconds is not None:
-            share = min(1.0, self.run.seconds / self.args.max_seconds)
-        factors = {
-            "constant": 1.0,
-            "linear": 1.0 - share,
-            "cosine": 0.5 * (1.0 + math.cos(math.pi * share)),
-        }
-        return self.args.learning_rate * factors[self.args.lr_scheduler_type]
+        """By the scheduler: over steps, or over parts of the examples or seconds that are left."""
+        if self.max_steps < ENDLESS:
+            count, at = self.max_steps, float(step)
+        elif self.args.max_evals is not None:
+            count, at = PARTS, PARTS * min(1.0, self.run.evals / self.args.max_evals)
+        else:
+            count, at = PARTS, PARTS * min(1.0, self.run.seconds / (self.args.max_seconds or 1))
+        return self.args.learning_rate * make_schedule(self.args, count)(at)
 
     def _scored(self, examples: int) -> None:
         if self._phase:  # the try-out is no part of the run
