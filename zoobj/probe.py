@@ -22,6 +22,8 @@ from zoobj.task import Example
 from zoobj.track import Track
 from zoobj.walk import Offset
 
+_DECAY = 2**32  # no direction has such a number
+
 
 @dataclass(frozen=True)
 class Probed:
@@ -118,6 +120,9 @@ class Probe:
             "state": method.state_dict(),
             **rewards(self.objective, outcomes),
         }
+        if self.args.weight_decay:
+            rate = self.args.weight_decay * method.learning_rate
+            line["decay"] = [rate, derive(self.args.seed, step, _DECAY)]
         if self.flips is not None:
             self.flips.update(pairs)
             line["flip_control"] = self.flips.state_dict()

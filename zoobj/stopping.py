@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-from zoobj.assemble import make_method
+from zoobj.assemble import cost
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.lineage import inherited
@@ -25,14 +25,15 @@ def budget(args: ZOConfig) -> tuple[int, str]:
 
     Where seconds are the only budget there is no end of steps, else 200 are the default.
     """
-    method, size = make_method(args), args.per_device_train_batch_size
+    (evaluations, batches), size = cost(args), args.per_device_train_batch_size
     limits, before = [], inherited(args)
     begun, paid = len(before), before[-1]["evals"] if before else 0
     if args.max_steps is not None:
         limits.append((args.max_steps, "max_steps"))
-    turn = begun % len(method.batches)
-    cycle = [*method.batches[turn:], *method.batches[:turn]]
-    costs = list(accumulate(size * method.evaluations * batches for batches in cycle))
+    turn = begun % len(batches)
+    cycle = [*batches[turn:], *batches[:turn]]
+    beside = args.fo_layers is not None  # a minibatch goes forward and backward as well
+    costs = list(accumulate(size * (evaluations * count + beside) for count in cycle))
     if args.max_evals is not None:
         cycles, left = divmod(args.max_evals - paid, costs[-1])
         limits.append((begun + cycles * len(costs) + bisect_right(costs, left), "max_evals"))
@@ -43,7 +44,7 @@ def budget(args: ZOConfig) -> tuple[int, str]:
             f"--max_evals {args.max_evals} buys no step: one scores {costs[0]} examples "
             f"({costs[0] // size} x per_device_train_batch_size {size})"
         )
-    calls = method.evaluations + 4
+    calls = evaluations + 4
     if args.max_reward_calls is not None and args.max_reward_calls < calls:
         raise UserError(
             f"--max_reward_calls {args.max_reward_calls} buys no step: try-out, test, two "

@@ -11,7 +11,6 @@ from typing import Any
 from zoobj import checkpoint, hub
 from zoobj.assemble import (
     chosen,
-    make_method,
     make_model,
     make_scorer,
     make_service,
@@ -25,14 +24,16 @@ from zoobj.data import load_splits
 from zoobj.environment import checksum, out_of_memory, peak_memory, release_memory
 from zoobj.errors import UserError
 from zoobj.files import StorageError, jsonable
+from zoobj.gradient import make_step
 from zoobj.identity import Parent, check_base, check_overlay, identity
 from zoobj.interrupts import Interrupted, Interrupts
 from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
 from zoobj.models import warn_of_emulation
 from zoobj.objective import as_objective
 from zoobj.overlay import Overlay
+from zoobj.parameters import check_decay
 from zoobj.parts import rewards
-from zoobj.probe import Probe, Probed
+from zoobj.probe import Probed
 from zoobj.report import write_report
 from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
@@ -101,6 +102,7 @@ class ZOTrainer:
         if asked and self._why:
             logger.info(self._why)  # else once all else is checked: an error is one line
             self._why = ""
+        check_decay(self.args, self.model, given is not None)
         self.tuned = make_tuned(self.args, self.model, self.tokenizer)
         self.scorer = make_scorer(self.args, self.model, self.tokenizer, self.task)
         self.scorer.between = self._scored
@@ -165,9 +167,9 @@ class ZOTrainer:
         if self.args.push_to_hub:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
-        self.method = make_method(self.args)
-        parts = (self.method, self.track, self.scorer, self.service, self.data["train"])
-        self.probe = Probe(self.args, self.objective, *parts)
+        parts = (self.track, self.scorer, self.service, self.data["train"])
+        self.probe = make_step(self.args, self.objective, *parts)
+        self.method = self.probe.method
         self.track.set_units(inherited_overlay(self.args), self.scorer, self.data["train"])
         if hasattr(self, "run"):  # an earlier call's: back to where it began
             self.track.to(self.run.start, self.run)
@@ -301,7 +303,7 @@ class ZOTrainer:
             "seconds": round(time.perf_counter() - start, 4),
             "seconds_in_walk": round(self.track.walk.seconds - walked, 4),
         }
-        with self.interrupts.held(), self.track.advance(probed.line["move"]):
+        with self.interrupts.held(), self.track.advance(probed.line):
             self.run.log_step(probed.line, timings)
         if (step + 1) % _RELEASE == 0:
             release_memory()
@@ -401,6 +403,7 @@ class ZOTrainer:
         if self.run.evaluation(step, "validation") is None:
             self._evaluate("validation", step)
             self._tell_state()
+        self.track.keep(self.run, self.callbacks.state, self._best_step())
         self.track.walk.goto({})
 
     # Choosing and saving ----------------------------------------------------------------------
