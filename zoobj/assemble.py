@@ -1,19 +1,31 @@
 """From settings to things: the task, the model, the scorer, the method that a ZOConfig names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
-from zoobj.config import FIRST_EPS, OF_METHODS, ZOConfig, with_defaults
+from zoobj.config import (
+    FIRST_EPS,
+    OF_DIRECTIONS,
+    OF_GRADIENTS,
+    OF_METHODS,
+    ZOConfig,
+    with_defaults,
+)
 from zoobj.environment import share_memory
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
+from zoobj.estimators.first_order import FirstOrder
+from zoobj.estimators.fo_sgd import FOSGD
 from zoobj.grid import ROOM
 from zoobj.models import load_model, prepare
 from zoobj.noise import derive
 from zoobj.objective import Objective
 from zoobj.overlay import Overlay
+from zoobj.parameters import base_anchor, moved
 from zoobj.registry import build, find
 from zoobj.scoring import Sampling, Scorer
 from zoobj.service import Service
@@ -137,7 +149,9 @@ def chosen(args: ZOConfig, model: Any, given: bool = False) -> tuple[ZOConfig, s
     if args.tune != "auto":
         return with_defaults(args), ""
     told = [name for name in _ABOUT_WEIGHTS if name in args.model_fields_set]
-    if hasattr(model, "peft_config"):
+    if is_first_order(args) or args.fo_layers is not None:
+        kind, why = "full", "gradients move the model's own weights"
+    elif hasattr(model, "peft_config"):
         kind, why = "full", "the model has an adapter, which is tuned alone"
     elif given:
         kind, why = "full", "the model was given as an object"
@@ -176,6 +190,11 @@ def make_tuned(
     """
     if args.tune == "full":
         return model
+    if is_first_order(args) or args.fo_layers is not None:
+        raise UserError(
+            f"--tune {args.tune}: gradients move the model's own weights: leave tune at full, or "
+            "have an adapter by --peft lora"
+        )
     if hasattr(model, "peft_config"):
         raise UserError(
             f"--tune {args.tune}: the model has an adapter: merge it first, or --tune full"
@@ -204,26 +223,34 @@ def make_walk(args: ZOConfig, model: Any) -> Walk:
         model: from ``make_tuned``.
     """
     beside = isinstance(model, Overlay)
+    by_gradients = moved(args, model) if args.fo_layers is not None else {}
+    params = {n: p for n, p in model.named_parameters() if n not in by_gradients}
     return Walk(
-        model.named_parameters(),
+        params.items(),
         noise=args.noise,
         tune=[] if beside else patterns(model, args.tune_layers),
         room=_ROOM if beside else ROOM,
         blocks=args.blocks,
         density=args.density,
         mask_seed=derive(args.seed),
+        anchor=base_anchor(args, {n: p for n, p in params.items() if p.requires_grad}),
     )
 
 
-def method_class(name: str) -> type[Estimator]:
+def method_class(name: str) -> type[Estimator] | type[FirstOrder]:
     """The class of a method, by name."""
     found = find("method", name)
     thing = found.thing
     if found.args or found.kwargs:
         raise UserError(f"method {name!r}: a method takes no arguments; eps and others are flags")
-    if not (isinstance(thing, type) and issubclass(thing, Estimator)):
+    if not (isinstance(thing, type) and issubclass(thing, (Estimator, FirstOrder))):
         raise UserError(f"method {name!r} is no Estimator: derive it from zoobj.estimators")
     return thing
+
+
+def is_first_order(args: ZOConfig) -> bool:
+    """Whether the method moves the weights by gradients."""
+    return issubclass(method_class(args.method), FirstOrder)
 
 
 def first_eps(args: ZOConfig) -> float:
@@ -240,13 +267,10 @@ def make_method(args: ZOConfig) -> Estimator:
         UserError: a setting of other methods that differs from its default.
     """
     kind = method_class(args.method)
-    for name in sorted(OF_METHODS.difference(kind.takes, kind.allows)):
-        value, usual = getattr(args, name), ZOConfig.model_fields[name].default
-        if value != usual:
-            left = "out" if usual is None else f"at {usual}"
-            raise UserError(
-                f"--{name} {value}: method {args.method!r} has no use for it: leave it {left}"
-            )
+    assert issubclass(kind, Estimator), "see make_first_order"
+    _refuse(args, OF_METHODS.difference(kind.takes, kind.allows))
+    if args.fo_layers is None:
+        _refuse(args, OF_GRADIENTS)
     return kind(
         seed=args.seed,
         eps=first_eps(args),
@@ -254,3 +278,54 @@ def make_method(args: ZOConfig) -> Estimator:
         directions=args.directions,
         **{name: getattr(args, name) for name in kind.takes},
     )
+
+
+def make_first_order(
+    args: ZOConfig, params: Iterable[Parameter], anchor: Mapping[Parameter, Tensor] | None = None
+) -> FirstOrder:
+    """What moves parameters by gradients: the method, or what ``fo_layers`` are moved by.
+
+    Args:
+        args: the settings.
+        params: what it moves.
+        anchor: where decay pulls them, if not to 0.
+
+    Raises:
+        UserError: a setting of other methods that differs from its default.
+    """
+    kind, rate = method_class(args.method), args.learning_rate
+    if issubclass(kind, FirstOrder):
+        _refuse(args, {*OF_METHODS.difference(kind.takes), *OF_DIRECTIONS})
+    else:
+        kind, rate = FOSGD, args.fo_learning_rate
+    return kind(
+        params,
+        rate,
+        max_grad_norm=args.max_grad_norm,
+        max_grad_value=args.max_grad_value,
+        weight_decay=args.weight_decay,
+        anchor=anchor,
+        **{name: getattr(args, name) for name in kind.takes},
+    )
+
+
+def cost(args: ZOConfig) -> tuple[int, Sequence[int]]:
+    """Offsets that a step scores, and how many minibatches each, for the steps of a cycle.
+
+    An example that goes forward and backward counts as one that is scored.
+    """
+    kind = method_class(args.method)
+    if issubclass(kind, FirstOrder):
+        return kind.evaluations, kind.batches
+    method = make_method(args)
+    return method.evaluations, method.batches
+
+
+def _refuse(args: ZOConfig, names: Iterable[str]) -> None:
+    for name in sorted(names):
+        value, usual = getattr(args, name), ZOConfig.model_fields[name].default
+        if value != usual:
+            left = "out" if usual is None else f"at {usual}"
+            raise UserError(
+                f"--{name} {value}: method {args.method!r} has no use for it: leave it {left}"
+            )

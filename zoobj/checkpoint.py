@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zoobj.environment import checksum, checksum_in_order
+from zoobj.estimators.first_order import FirstOrder
 from zoobj.export import save_model
 from zoobj.files import remove_folder, replace_folder, replace_text
 from zoobj.log import ORIGIN, opened, sealed
@@ -24,10 +25,18 @@ from zoobj.walk import Walk
 
 logger = logging.getLogger(__name__)
 
-_FACTS, _REST = "zoobj.json", "walk.safetensors"
+_FACTS, _REST, _OPTIMIZER = "zoobj.json", "walk.safetensors", "optimizer.safetensors"
 
 
-def save(folder: Path, model: Any, tokenizer: Any, walk: Walk, log_hash: str, state: Any) -> None:
+def save(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    walk: Walk,
+    log_hash: str,
+    state: Any,
+    optimizer: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint, which is there when it is complete.
 
     Args:
@@ -36,6 +45,7 @@ def save(folder: Path, model: Any, tokenizer: Any, walk: Walk, log_hash: str, st
         walk: over the model; goes to theta.
         log_hash: of the log at this step, which the checkpoint belongs to.
         state: transformers' TrainerState.
+        optimizer: what a first-order method remembers.
     """
     kept = walk.state_dict()
     rest = {name: entry["rest"] for name, entry in kept.items() if entry["rest"] is not None}
@@ -45,17 +55,22 @@ def save(folder: Path, model: Any, tokenizer: Any, walk: Walk, log_hash: str, st
         state.save_to_json(str(place / "trainer_state.json"))
         if rest:
             save_file(rest, place / _REST)
+        if optimizer:
+            save_file(dict(optimizer), place / _OPTIMIZER)
         facts = {
             "log": log_hash,
             "checksum": checksum([*model.named_parameters(), *rest.items()]),
             "quanta": {name: entry["quantum"] for name, entry in kept.items()},
+            "optimizer": checksum((optimizer or {}).items()),
         }
         replace_text(place / _FACTS, sealed(facts, ORIGIN, {}))
 
     replace_folder(folder, fill)
 
 
-def load(folder: Path, model: Any, walk: Walk, log_hash: str) -> bool:
+def load(
+    folder: Path, model: Any, walk: Walk, log_hash: str, first: FirstOrder | None = None
+) -> bool:
     """Take the weights of a checkpoint, if it is sound and belongs to this log.
 
     Args:
@@ -63,6 +78,7 @@ def load(folder: Path, model: Any, walk: Walk, log_hash: str) -> bool:
         model: its weights are overwritten in place, or left alone where the answer is False.
         walk: over the model.
         log_hash: of the log at step N.
+        first: what moves the parameters that the walk does not, and remembers.
     """
     try:
         facts = opened((folder / _FACTS).read_bytes(), ORIGIN)
@@ -72,8 +88,13 @@ def load(folder: Path, model: Any, walk: Walk, log_hash: str) -> bool:
         rest = saved.rest()
         quanta = {name: float(facts["quanta"][name]) for name in walk.names}
         params = dict(model.named_parameters())
-        sound = facts["log"] == log_hash and facts["checksum"] == checksum_in_order(
-            saved.all(params, quanta, rest)
+        ours = {id(param) for param in first.params} if first else set()
+        tuned = [name for name, param in params.items() if name in quanta or id(param) in ours]
+        remembered = saved.optimizer()
+        sound = (
+            facts["log"] == log_hash
+            and facts["checksum"] == checksum_in_order(saved.all(params, tuned, rest))
+            and facts.get("optimizer", checksum({}.items())) == checksum(remembered.items())
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         logger.warning("%s can't be used (%s: %s)", folder, type(error).__name__, error)
@@ -82,11 +103,13 @@ def load(folder: Path, model: Any, walk: Walk, log_hash: str) -> bool:
         logger.warning("%s can't be used: it is damaged, or of another log", folder)
         return False
     with torch.no_grad():
-        for name in walk.names:
+        for name in tuned:
             params[name].copy_(saved.like(name, params[name]))
     walk.load_state_dict(
         {name: {"quantum": quanta[name], "rest": rest.get(name)} for name in walk.names}
     )
+    if first is not None:
+        first.load_state_dict(remembered)
     return True
 
 
@@ -133,15 +156,22 @@ class _Saved:
 
     def rest(self) -> dict[str, Tensor]:
         """What 16-bit weights don't show, by name."""
-        if not (self.folder / _REST).is_file():
+        return self._tensors(_REST)
+
+    def optimizer(self) -> dict[str, Tensor]:
+        """What a first-order method remembers, by name."""
+        return self._tensors(_OPTIMIZER)
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        if not (self.folder / name).is_file():
             return {}
-        with safe_open(self.folder / _REST, framework="pt") as file:
+        with safe_open(self.folder / name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """The checkpoints of a run folder and their steps, in order."""
-    found = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in run.glob("*"))
+def checkpoints(run: Path, kind: str = "checkpoint") -> list[tuple[int, Path]]:
+    """The checkpoints of a run folder and their steps, in order; or its snapshots."""
+    found = ((re.fullmatch(rf"{kind}-(\d+)", path.name), path) for path in run.glob("*"))
     return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
 
 

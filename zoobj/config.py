@@ -20,6 +20,12 @@ _WITH_OVERLAY: dict[str, dict[str, Any]] = {
 }
 for _usual in _WITH_OVERLAY.values():
     _usual |= {"directions": 8, "per_device_train_batch_size": 8}
+_BY_GRADIENTS: dict[str, dict[str, Any]] = {  # docs/methods.md has the experiments
+    "fo-sgd": {"learning_rate": 1e-2},
+    "lomo": {"learning_rate": 1e-2},
+    "fo-adam": {"learning_rate": 1e-4},
+    "adalomo": {"learning_rate": 1e-2},
+}
 
 
 class ZOConfig(BaseModel):
@@ -94,18 +100,42 @@ class ZOConfig(BaseModel):
     momentum: float = Field(
         0.9, gt=0, lt=1, description="of zo-momentum: what is left of a step in the next"
     )
-    adam_beta1: float = Field(0.9, gt=0, lt=1, description="of zo-adam: of the mean step")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="of zo-adam: of the mean square")
-    adam_epsilon: float = Field(1e-8, ge=0, description="of zo-adam: added to its root")
+    adam_beta1: float = Field(0.9, gt=0, lt=1, description="of zo-adam, fo-adam: of the mean step")
+    adam_beta2: float = Field(
+        0.999, ge=0, lt=1, description="of zo-adam, fo-adam: of the mean square"
+    )
+    adam_epsilon: float = Field(1e-8, ge=0, description="of zo-adam, fo-adam: added to its root")
     svrg_interval: int = Field(4, ge=2, description="of zo-svrg: steps between anchors")
     anchor_batches: int = Field(
         4, ge=1, description="of zo-svrg: minibatches that an anchor is scored on"
+    )
+    fo_layers: int | None = Field(
+        None, ge=1, description="move the last so many layers by gradients, the rest by the method"
+    )
+    fo_learning_rate: float = Field(1e-2, gt=0, description="of fo_layers")
+    surrogate: Literal["loglikelihood"] | None = Field(
+        None, description="what gradients are of, where the objective has none"
+    )
+    max_grad_norm: float | None = Field(
+        None, gt=0, description="scale gradients down to this norm; lomo, adalomo: twice the time"
+    )
+    max_grad_value: float | None = Field(
+        None, gt=0, description="cut each element of a gradient off at +/- this"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="work activations out twice rather than keep them for gradients"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled: weights shrink by learning_rate times this each step"
+    )
+    decay_to_base: bool = Field(
+        False, description="weight_decay pulls towards the base's weights instead of 0"
     )
     learning_rate: float = Field(
         1e-3,
         gt=0,
         description="change of a weight in a typical step, without normalize MeZO's; other "
-        "defaults with an overlay",
+        "defaults with an overlay and of first-order methods",
     )
     lr_scheduler_type: Literal[
         "constant",
@@ -245,8 +275,8 @@ class ZOConfig(BaseModel):
         self.__dict__ |= self._usual()  # not by assignment: nobody has told them
 
     def _usual(self) -> dict[str, Any]:
-        """Defaults that depend on what is tuned."""
-        usual = _WITH_OVERLAY.get(self.tune, {})
+        """Defaults that depend on what is tuned, and how."""
+        usual = _BY_GRADIENTS.get(self.method, _WITH_OVERLAY.get(self.tune, {}))
         return {key: value for key, value in usual.items() if key not in self.model_fields_set}
 
 
@@ -263,6 +293,9 @@ OF_METHODS = {
     *("adam_beta1", "adam_beta2", "adam_epsilon", "svrg_interval", "anchor_batches"),
     *("tie_breaker", "race", "grow_batch"),
 }
+# Settings of gradients, and those of directions, which gradients have no use for.
+OF_GRADIENTS = ("max_grad_norm", "max_grad_value", "gradient_checkpointing", "surrogate")
+OF_DIRECTIONS = ("directions", "eps", "flip_target", "noise", "density", "blocks", "fo_layers")
 # What may differ between a run and its continuation; all else would make it another run. Models and
 # data are known by their fingerprints, so that they may be moved.
 MAY_CHANGE_ON_RESUME = {

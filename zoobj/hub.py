@@ -8,6 +8,7 @@ from zoobj.errors import UserError
 
 _LEFT_OUT = [
     "checkpoint-*",
+    "snapshot-*",
     ".*",
     "*.tmp",
     "pending.jsonl",

@@ -25,6 +25,8 @@ from zoobj.ties import TieBreaker
 from zoobj.track import Track
 from zoobj.walk import Offset
 
+_DECAY = 2**32  # no direction has such a number
+
 
 @dataclass(frozen=True)
 class Probed:
@@ -135,6 +137,9 @@ class Probe:
             line["move"], line["tie_breaker"] = [*line["move"], *more], told
         if self.args.race is not None:
             line["calls"] = calls
+        if self.args.weight_decay:
+            rate = self.args.weight_decay * method.learning_rate
+            line["decay"] = [rate, derive(self.args.seed, step, _DECAY)]
         line |= self._steered(pairs)
         return Probed(line, groups, pairs, outcomes)
 

@@ -73,7 +73,7 @@ class ProgressBar:
             return
         self.bar.update(self.task, completed=state.global_step, text=self.text)
         samples = kwargs.get("samples")
-        if samples is not None and state.global_step % args.sample_steps == 0:
+        if samples and state.global_step % args.sample_steps == 0:
             self.bar.print(samples_table(samples, state.global_step))
 
     def on_evaluate(

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zoobj.assemble import make_model, make_tuned, make_walk
+from zoobj.assemble import is_first_order, make_model, make_tuned, make_walk
 from zoobj.config import ZOConfig
 from zoobj.environment import checksum
 from zoobj.errors import UserError
@@ -21,10 +21,13 @@ from zoobj.export import save_model
 from zoobj.files import replace_folder
 from zoobj.identity import check_base
 from zoobj.log import FORMAT, Line, Log
-from zoobj.walk import Walk
+from zoobj.passes import Decay
+from zoobj.still import Still
+from zoobj.walk import Move, Walk
 
 # Settings that a walk depends on; with density, also the seed.
 _WALK = ("noise", "tune", "tune_layers", "dtype")
+_SINCE = {"blocks": 1, "fo_layers": None, "decay_to_base": False}  # older logs lack some
 
 
 def read_log(path: str | Path, until: int | None = None) -> tuple[list[Line], str]:
@@ -67,30 +70,35 @@ def settings(run: Line) -> ZOConfig:
     return ZOConfig(model_name_or_path=run["base"], **run["settings"])
 
 
-def retrace(model: Any, steps: Sequence[Line]) -> Walk | None:
+def retrace(model: Any, steps: Sequence[Line], base: str | None = None) -> Walk | None:
     """Take a base model through logged steps, bit for bit.
 
     Args:
         model: in the state that the log began with.
         steps: from the log's first.
+        base: where the model was loaded from, if not from where the log says.
 
     Returns:
         The walk over the model, at theta after these steps; None if there are none.
 
     Raises:
-        UserError: the weights are not those that the log has a checksum of.
+        UserError: the weights are not those that the log has a checksum of, or moved by gradients.
     """
+    check_moves(steps)
     walk, kind = None, None
     checked = max((line["step"] for line in steps if line["checksum"]), default=None)
     for line in steps:
         if "run" in line and _kind(line["run"]) != kind:  # a branch may walk differently
             if walk is not None:
                 walk.goto({})
-            kind, walk = _kind(line["run"]), make_walk(settings(line["run"]), model)
+            told = settings(line["run"]).model_copy(
+                update={"model_name_or_path": base or line["run"]["base"]}
+            )
+            kind, walk = _kind(line["run"]), make_walk(told, model)
         assert walk is not None
         if line["step"] == checked:
             verify(model, walk, line)
-        walk.commit([(seed, coefficient) for seed, coefficient in line["move"]])
+        walk.commit(*move_of(line))
     if walk is not None:
         walk.goto({})
     return walk
@@ -98,11 +106,42 @@ def retrace(model: Any, steps: Sequence[Line]) -> Walk | None:
 
 def walk_after(model: Any, steps: Sequence[Line], args: ZOConfig) -> Walk:
     """The walk for a run with these settings, from where other steps lead to: see ``retrace``."""
-    walk = retrace(model, steps)
+    walk = retrace(model, steps, args.model_name_or_path)
+    if is_first_order(args):
+        return Still()
     kind = next((_kind(line["run"]) for line in reversed(steps) if "run" in line), None)
     if walk is None or kind != _kind({"settings": args.model_dump()}):
         return make_walk(args, model)
     return walk
+
+
+def move_of(line: Line) -> tuple[Move, Decay | None]:
+    """The move of a line, and the decay before it."""
+    decay = line.get("decay")
+    return [(seed, coefficient) for seed, coefficient in line["move"]], decay and Decay(*decay)
+
+
+def check_moves(steps: Sequence[Line], linear: bool = False) -> None:
+    """Refuse steps that a log can't give back.
+
+    Args:
+        steps: lines of a log.
+        linear: whether their moves are to be added up in parts.
+
+    Raises:
+        UserError: a step was made by gradients; or, for ``linear``, has weight decay.
+    """
+    for line in steps:
+        if "gradient" in line:
+            raise UserError(
+                f"step {line['step']} was made by a gradient, which is in no log: take the model "
+                "of the run folder, or of its checkpoints"
+            )
+        if linear and "decay" in line:
+            raise UserError(
+                f"step {line['step']} has weight decay, after which steps are no sum of moves: "
+                "--until gives the weights of any of them"
+            )
 
 
 def verify(model: Any, walk: Walk, line: Line) -> None:
@@ -134,6 +173,8 @@ def average(model: Any, logs: Sequence[Sequence[Line]], last: int = 1) -> Walk:
         UserError: fewer steps than that, or logs whose moves don't add up.
     """
     _check_average(logs, last)
+    for steps in logs:
+        check_moves(steps, linear=True)
     kinds = {_kind(line["run"]) for steps in logs for line in steps if "run" in line}
     if len(kinds) != 1:
         raise UserError("these logs can't be averaged: noise, tune, dtype or density differ")
@@ -181,7 +222,7 @@ def replay(
     for log in logs:
         check_base(header(log), str(told.get("model_name_or_path", run["base"])), base)
     if len(logs) == 1 and last == 1:
-        retrace(tuned, read[0])
+        retrace(tuned, read[0], args.model_name_or_path)
     else:
         average(tuned, read, last)
     replace_folder(place, partial(save_model, tuned, tokenizer))
@@ -195,4 +236,5 @@ def _kind(run: Line) -> tuple[Any, ...]:
     """What walks have to share."""
     told = run["settings"]
     masked = (told["density"], told["seed"]) if told["density"] < 1 else (1.0, None)
-    return (*(told[name] for name in _WALK), told.get("blocks", 1), *masked)
+    since = (told.get(name, usual) for name, usual in _SINCE.items())
+    return (*(told[name] for name in _WALK), *since, *masked)

@@ -81,7 +81,8 @@ def check_output_dir(args: ZOConfig) -> None:
             raise UserError(f"--resume_from_checkpoint: no run in {path} (it has no {CONFIG})")
         return
     base = Path(args.model_name_or_path).expanduser()
-    doomed = [path.resolve(), *(folder.resolve() for folder in path.glob("checkpoint-*"))]
+    saved = (*path.glob("checkpoint-*"), *path.glob("snapshot-*"))
+    doomed = [path.resolve(), *(folder.resolve() for folder in saved)]
     if args.overwrite_output_dir and base.is_dir() and base.resolve() in doomed:
         raise UserError(
             f"--overwrite_output_dir: {path} holds the base model: choose another folder"
@@ -308,8 +309,9 @@ class RunFolder:
         for pattern in ("model*.safetensors*", "adapter_model.safetensors"):
             for weights in self.path.glob(pattern):  # a larger model has several
                 weights.unlink()
-        for checkpoint in self.path.glob("checkpoint-*"):
-            remove_folder(checkpoint)
+        for pattern in ("checkpoint-*", "snapshot-*"):
+            for saved in self.path.glob(pattern):
+                remove_folder(saved)
 
     def _write_config(self, args: ZOConfig) -> None:
         import yaml

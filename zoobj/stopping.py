@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-from zoobj.assemble import make_method
+from zoobj.assemble import cost
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.lineage import inherited
@@ -27,14 +27,15 @@ def budget(args: ZOConfig) -> tuple[int, str]:
     Where seconds are the only budget there is no end of steps, nor where steps differ in what they
     cost: then ``max_evals`` is a rule. Else 200 are the default.
     """
-    method, size = make_method(args), args.per_device_train_batch_size
+    (evaluations, batches), size = cost(args), args.per_device_train_batch_size
     limits, before = [], inherited(args)
     begun, paid = len(before), before[-1]["evals"] if before else 0
     if args.max_steps is not None:
         limits.append((args.max_steps, "max_steps"))
-    turn = begun % len(method.batches)
-    cycle = [*method.batches[turn:], *method.batches[:turn]]
-    costs = list(accumulate(size * method.evaluations * batches for batches in cycle))
+    turn = begun % len(batches)
+    cycle = [*batches[turn:], *batches[:turn]]
+    beside = args.fo_layers is not None  # a minibatch goes forward and backward as well
+    costs = list(accumulate(size * (evaluations * count + beside) for count in cycle))
     if args.max_evals is not None:
         cycles, left = divmod(args.max_evals - paid, costs[-1])
         steps = cycles * len(costs) + bisect_right(costs, left)
@@ -46,7 +47,7 @@ def budget(args: ZOConfig) -> tuple[int, str]:
             f"--max_evals {args.max_evals} buys no step: one scores {costs[0]} examples "
             f"({costs[0] // size} x per_device_train_batch_size {size})"
         )
-    calls = _calls(args, method.evaluations) + 4
+    calls = _calls(args, evaluations) + 4
     if args.max_reward_calls is not None and args.max_reward_calls < calls:
         raise UserError(
             f"--max_reward_calls {args.max_reward_calls} buys no step: try-out, test, two "
@@ -76,7 +77,8 @@ def _max_evals(args: ZOConfig, run: RunFolder, objective: Objective, offsets: in
     if args.max_evals is None or not uneven(args):
         return False
     times = run.steps[-1].get("growth", {"times": 1})["times"] if run.steps else 1
-    most = args.per_device_train_batch_size * times * offsets
+    size, beside = args.per_device_train_batch_size, args.fo_layers is not None
+    most = size * (times * offsets + beside)
     return run.evals + most > args.max_evals
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from zoobj import checkpoint, hub
 from zoobj.assemble import (
     chosen,
-    make_method,
+    is_first_order,
     make_model,
     make_scorer,
     make_service,
@@ -25,6 +25,7 @@ from zoobj.data import load_splits
 from zoobj.environment import checksum, out_of_memory, peak_memory, release_memory
 from zoobj.errors import UserError
 from zoobj.files import StorageError, jsonable
+from zoobj.gradient import make_step
 from zoobj.identity import Parent, check_base, check_overlay, identity
 from zoobj.interrupts import Interrupted, Interrupts
 from zoobj.labels import collapsed, described, labels
@@ -33,8 +34,9 @@ from zoobj.log import Line
 from zoobj.models import warn_of_emulation
 from zoobj.objective import as_objective
 from zoobj.overlay import Overlay
+from zoobj.parameters import check_decay
 from zoobj.parts import rewards
-from zoobj.probe import Probe, Probed
+from zoobj.probe import Probed
 from zoobj.report import write_report
 from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
@@ -109,6 +111,7 @@ class ZOTrainer:
         if asked and self._why:
             logger.info(self._why)  # else once all else is checked: an error is one line
             self._why = ""
+        check_decay(self.args, self.model, given is not None)
         self.tuned = make_tuned(self.args, self.model, self.tokenizer)
         self.scorer = make_scorer(self.args, self.model, self.tokenizer, self.task)
         self.scorer.between = self._scored
@@ -175,11 +178,12 @@ class ZOTrainer:
         if self.args.push_to_hub:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
-        self.method = make_method(self.args)
         make_schedule(self.args, min(self.max_steps, PARTS))  # refused before anything is written
-        parts = (self.method, self.track, self.scorer, self.service, self.data["train"])
-        self.ties = make_tie_breaker(self.args, self.tie_breaker)
-        self.probe = Probe(self.args, self.objective, *parts, ties=self.ties)
+        second = None if is_first_order(self.args) else self.tie_breaker
+        self.ties = make_tie_breaker(self.args, second)
+        parts = (self.track, self.scorer, self.service, self.data["train"])
+        self.probe = make_step(self.args, self.objective, *parts, ties=self.ties)
+        self.method = self.probe.method
         self.track.set_units(inherited_overlay(self.args), self.scorer, self.data["train"])
         if hasattr(self, "run"):  # an earlier call's: back to where it began
             self.track.to(self.run.start, self.run)
@@ -315,7 +319,7 @@ class ZOTrainer:
             "seconds": round(time.perf_counter() - start, 4),
             "seconds_in_walk": round(self.track.walk.seconds - walked, 4),
         }
-        with self.interrupts.held(), self.track.advance(probed.line["move"]):
+        with self.interrupts.held(), self.track.advance(probed.line):
             self.run.log_step(probed.line, timings)
         if (step + 1) % _RELEASE == 0:
             release_memory()
@@ -427,6 +431,7 @@ class ZOTrainer:
         if self.run.evaluation(step, "validation") is None:
             self._evaluate("validation", step)
             self._tell_state()
+        self.track.keep(self.run, self.callbacks.state, self._best_step())
         self.track.walk.goto({})
 
     # Choosing and saving ----------------------------------------------------------------------
@@ -489,7 +494,8 @@ class ZOTrainer:
     def _preflight(self) -> None:
         """A few examples through the whole chain: a broken reward shows before any training."""
         self._phase = ""
-        batch = self.scorer(self.data["train"][:_PREFLIGHT], self.probe.needs)
+        needs = self.objective.needs.union(self.ties.objective.needs if self.ties else ())
+        batch = self.scorer(self.data["train"][:_PREFLIGHT], needs)
         policy: OnError = "raise" if self.service.on_error == "raise" else "drop"
         for service in (self.service, *([] if self.ties is None else [self.ties.service])):
             outcome = service.judge(batch, policy)

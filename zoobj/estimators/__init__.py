@@ -1,8 +1,13 @@
 """Methods: which offsets to score, and what their values say. One method a file."""
 
 from zoobj.estimators.base import Estimator
+from zoobj.estimators.first_order import FirstOrder
 
 CATALOGUE = {
+    "adalomo": "zoobj.estimators.adalomo:AdaLomo",
+    "fo-adam": "zoobj.estimators.fo_adam:FOAdam",
+    "fo-sgd": "zoobj.estimators.fo_sgd:FOSGD",
+    "lomo": "zoobj.estimators.lomo:LOMO",
     "one-point": "zoobj.estimators.one_point:OnePoint",
     "population": "zoobj.estimators.population:Population",
     "zo-adam": "zoobj.estimators.zo_adam:ZOAdam",
@@ -13,4 +18,4 @@ CATALOGUE = {
     "zo-svrg": "zoobj.estimators.zo_svrg:ZOSVRG",
 }
 
-__all__ = ["CATALOGUE", "Estimator"]
+__all__ = ["CATALOGUE", "Estimator", "FirstOrder"]

@@ -13,6 +13,7 @@ the decay b_t = 1 - t^-0.8 of the latter's section 7.2:
 For what is no matrix v is kept whole. Memory: that of LOMO, and a row and a column for each matrix.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,6 +44,18 @@ class AdaLomo(Fused):
         u /= max(1.0, _rms(u))  # (3)
         u *= max(_SMALLEST, _rms(param.float()))  # (4)
         return u.to(param.dtype)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        kept = [(number, self.moments.get(param, ())) for number, param in enumerate(self.params)]
+        moments = {f"{number}.{k}": x for number, two in kept for k, x in enumerate(two)}
+        return {"steps": torch.tensor(self.steps), **moments}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.steps = int(state["steps"])
+        for number, param in enumerate(self.params):
+            found = (state.get(f"{number}.{k}") for k in range(2))
+            if two := tuple(x.to(param.device) for x in found if x is not None):
+                self.moments[param] = two
 
     def _second_moment(self, param: Parameter, square: Tensor) -> Tensor:
         """v, after this step's squares."""

@@ -3,7 +3,7 @@
 D. Kingma, J. Ba, "Adam: a method for stochastic optimization", arXiv 1412.6980 (2014), Algorithm 1:
 
     m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2
-    theta <- theta - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + 1e-8)
+    theta <- theta - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + epsilon)
 
 The strong reference, and the most memory: weights, activations, gradients, m and v.
 """
@@ -19,7 +19,16 @@ class FOAdam(WithOptimizer):
     """Adam by backpropagation (torch.optim.Adam); differentiable objectives only."""
 
     name = "fo-adam"
+    takes = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
-    def __init__(self, *args: Any, beta1: float = 0.9, beta2: float = 0.999, **settings: Any):
+    def __init__(
+        self,
+        *args: Any,
+        adam_beta1: float = 0.9,
+        adam_beta2: float = 0.999,
+        adam_epsilon: float = 1e-8,
+        **settings: Any,
+    ):
         super().__init__(*args, **settings)
-        self.optimizer = torch.optim.Adam(self.params, lr=self.learning_rate, betas=(beta1, beta2))
+        told = {"betas": (adam_beta1, adam_beta2), "eps": adam_epsilon}
+        self.optimizer = torch.optim.Adam(self.params, lr=self.learning_rate, **told)

@@ -1,7 +1,7 @@
 """Log-likelihood of given continuations: label words, candidates, references."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,17 @@ from zoobj.scoring.population import Population, among, once
 
 @torch.no_grad()
 def loglikelihood(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], **told: Any
+) -> list[float]:
+    """log p(answer | prompt) in nats, summed over the answer's tokens: see ``in_batches``."""
+    result = [0.0] * len(prompts)
+    for numbers, logprobs in in_batches(model, prompts, answers, **told):
+        for number, value in zip(numbers, logprobs.tolist(), strict=True):
+            result[number] = value
+    return result
+
+
+def in_batches(
     model: Any,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
@@ -22,8 +33,8 @@ def loglikelihood(
     typical: float | None = None,
     population: Population | None = None,
     between: Callable[[int], None] = lambda examples: None,
-) -> list[float]:
-    """log p(answer | prompt) in nats, summed over the answer's tokens.
+) -> Iterator[tuple[list[int], Tensor]]:
+    """log p(answer | prompt) in nats, one forward pass after another, with a graph where asked for.
 
     Answers of one token after the same prompt share one row of the forward pass.
 
@@ -35,6 +46,9 @@ def loglikelihood(
         typical: length of a row; see ``buckets``.
         population: under which of several members of an overlay each prompt is run.
         between: called after each with the number of rows scored.
+
+    Yields:
+        The numbers of some answers, and their log-probabilities, [n] float64.
     """
     # What is run, and by whom -> which answers it serves.
     sequences: dict[tuple[int, tuple[int, ...]], list[int]] = {}
@@ -42,7 +56,6 @@ def loglikelihood(
         who = population.who[number] if population else 0
         sequences.setdefault((who, (*prompt, *answer[:-1])), []).append(number)
     rows = list(sequences)
-    result = [0.0] * len(prompts)
     for bucket in buckets([len(tokens) for _, tokens in rows], batch_size, typical):
         served = [sequences[rows[i]] for i in bucket]
         keep = max(len(answers[n]) for numbers in served for n in numbers)
@@ -51,13 +64,14 @@ def loglikelihood(
             run, source = once(run)
         with among(population, [rows[i][0] for i in bucket], source):
             logprobs = _last_logprobs(model, run, pad, keep)
+        found = []
         for line, numbers in enumerate(served):
             for number in numbers:
                 tokens = torch.tensor(answers[number], device=logprobs.device)
                 window = logprobs[line, -len(tokens) :]
-                result[number] = float(window.gather(1, tokens.unsqueeze(1)).double().sum())
+                found.append(window.gather(1, tokens.unsqueeze(1)).double().sum())
         between(len(bucket))
-    return result
+        yield [number for numbers in served for number in numbers], torch.stack(found)
 
 
 def _last_logprobs(model: Any, rows: Sequence[Sequence[int]], pad: int, keep: int) -> Tensor:

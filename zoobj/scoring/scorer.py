@@ -226,20 +226,21 @@ class Scorer:
         if "label_scores" in filled and not self.task.length_normalized:
             pairs = zip(filled["label_scores"], examples, strict=True)
             return [scores[e.reference] for scores, e in pairs]
-        gold = [e.choices[e.reference] if e.choices else e.reference[0] for e in examples]
-        asked = [(e.prompt, text) for e, text in zip(examples, gold, strict=True)]
-        return self._loglikelihood(asked, self._among(members, range(len(examples))))
+        return self._loglikelihood(gold(examples), self._among(members, range(len(examples))))
+
+    def tokens(self, asked: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of prompts and answers, as their likelihood is measured."""
+        answers = [self._answer(prompt, answer) for prompt, answer in asked]
+        pairs = zip(asked, answers, strict=True)
+        return [self._before(prompt, answer) for (prompt, _), answer in pairs], answers
 
     def _loglikelihood(
         self, asked: Sequence[tuple[str, str]], population: Population | None
     ) -> list[float]:
-        answers = [self._answer(prompt, answer) for prompt, answer in asked]
-        pairs = zip(asked, answers, strict=True)
         run = partial(
             loglikelihood,
             self.model,
-            [self._before(prompt, answer) for (prompt, _), answer in pairs],
-            answers,
+            *self.tokens(asked),
             pad=self.tokenizer.pad_token_id,
             population=population,
             typical=self.typical_length,
@@ -275,6 +276,12 @@ def as_batch(examples: Sequence[Example], **filled: Any) -> Batch:
         rows={name: [e.row.get(name) for e in examples] for name in columns},
         **filled,
     )
+
+
+def gold(examples: Sequence[Example]) -> list[tuple[str, str]]:
+    """Prompts, each with its gold answer: of choices the right one, of several the first."""
+    texts = [e.choices[e.reference] if e.choices else e.reference[0] for e in examples]
+    return [(e.prompt, text) for e, text in zip(examples, texts, strict=True)]
 
 
 def check_needs(task: Task, needs: Collection[str]) -> None:

@@ -1,0 +1,185 @@
+"""A step by gradients: forward, backward, move. What ``Probe`` is for methods that only score.
+
+A gradient is no function of a seed, so such a step is not in the log as a move: it can be done
+again from the weights before it, but neither be replayed without data nor taken back. A run that
+has such steps keeps its best weights on disk; see ``Track``.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from zoobj.accounting import counted
+from zoobj.assemble import is_first_order, make_first_order, make_method
+from zoobj.config import ZOConfig
+from zoobj.data import minibatch
+from zoobj.errors import UserError
+from zoobj.log import Line
+from zoobj.objective import Objective
+from zoobj.parameters import base_anchor, moved
+from zoobj.probe import Probe, Probed
+from zoobj.run import RunFolder
+from zoobj.scoring import Scorer
+from zoobj.scoring.differentiable import training_losses
+from zoobj.service import Service
+from zoobj.task import Example
+from zoobj.ties import TieBreaker
+from zoobj.track import Track
+
+DIFFERENTIABLE = "loglikelihood"  # the objective, and the surrogate of all others
+
+
+class GradientStep:
+    """Moves weights by the gradient of the mean negative log-likelihood of gold answers.
+
+    Args:
+        args: the settings.
+        objective: what is measured; its gradient, or that of ``args.surrogate``, is used.
+        track, scorer: of the model.
+        examples: of the train split.
+
+    Attributes:
+        params: what it moves, by name.
+        method: how.
+
+    Raises:
+        UserError: an objective without a gradient, or nothing to move.
+    """
+
+    def __init__(
+        self,
+        args: ZOConfig,
+        objective: Objective,
+        track: Track,
+        scorer: Scorer,
+        examples: list[Example],
+    ):
+        if args.fo_layers is None:
+            check_differentiable(args, objective)
+        self.args, self.objective = args, objective
+        self.track, self.scorer, self.examples = track, scorer, examples
+        self.params = moved(args, scorer.model)
+        named = base_anchor(args, self.params)
+        anchor = named and {self.params[name]: goal for name, goal in named.items()}
+        self.method = make_first_order(args, self.params.values(), anchor)
+
+    def __call__(self, run: RunFolder, step: int, digest: str | None) -> Probed:
+        """Move, and say so; what it says is not in the log yet: see ``Probe``."""
+        rate, size = self.method.learning_rate, self.args.per_device_train_batch_size
+        loss = self.move(step, rate)
+        line = {
+            "step": step,
+            "move": [],
+            "values": [-loss] if self.objective.name == DIFFERENTIABLE else [],
+            "n": size,
+            "failed": 0,
+            "flips": 0,
+            "tie": False,
+            "eps": 0.0,
+            "learning_rate": rate,
+            "evals": run.evals + size,
+            "checksum": digest,
+            "signal": counted([]),
+            "state": {},
+            "gradient": {"loss": loss, "learning_rate": rate},
+        }
+        return Probed(line, [], [], [])
+
+    def move(self, step: int, learning_rate: float) -> float:
+        """Move by the gradient on the minibatch of a step; returns the loss before, in nats."""
+        size = self.args.per_device_train_batch_size
+        examples = minibatch(self.examples, size, self.args.seed, step)
+        self.method.learning_rate = learning_rate
+        self.track.at = None  # until the step is complete
+        with self._alone():
+            return self.method.step(lambda: self._losses(examples))
+
+    def resume(self, line: Line) -> None:
+        """Nothing: what the method remembers came with the weights."""
+
+    def _losses(self, examples: Sequence[Example]) -> Iterator[Tensor]:
+        for loss in training_losses(self.scorer, examples, self.args.gradient_checkpointing):
+            if not math.isfinite(loss.item()):
+                raise UserError(
+                    f"the loss is {loss.item()}: lower the learning rate, or set max_grad_norm"
+                )
+            yield loss
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within the block, only what is moved needs gradients: below it there is no graph."""
+        mine = {id(param) for param in self.params.values()}
+        others = [
+            p for p in self.scorer.model.parameters() if p.requires_grad and id(p) not in mine
+        ]
+        for param in others:
+            param.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for param in others:
+                param.requires_grad_(True)
+
+
+class Hybrid:
+    """A step of a method that scores, and one by gradients: each moves its own layers.
+
+    Args:
+        probe: of the method, whose walk has the rest of the model.
+        gradient: of the last layers.
+    """
+
+    def __init__(self, probe: Probe, gradient: GradientStep):
+        self.probe, self.gradient = probe, gradient
+        self.method, self.args = probe.method, probe.args
+
+    def __call__(self, run: RunFolder, step: int, digest: str | None) -> Probed:
+        """Both measure at the weights before the step."""
+        probed = self.probe(run, step, digest)
+        self.gradient.track.walk.goto({})
+        # The course of the learning rate is the same for both.
+        rate = self.args.fo_learning_rate * self.method.learning_rate / self.args.learning_rate
+        loss = self.gradient.move(step, rate)
+        probed.line["gradient"] = {"loss": loss, "learning_rate": rate}
+        probed.line["evals"] += self.args.per_device_train_batch_size
+        return probed
+
+    def resume(self, line: Line) -> None:
+        """Take up where the step of this line left off."""
+        self.probe.resume(line)
+
+
+def make_step(
+    args: ZOConfig,
+    objective: Objective,
+    track: Track,
+    scorer: Scorer,
+    service: Service,
+    examples: list[Example],
+    ties: TieBreaker | None = None,
+) -> Probe | GradientStep | Hybrid:
+    """What makes the steps of a run, from a step's number to the line of the log."""
+    by_gradients = is_first_order(args)
+    if by_gradients or args.fo_layers is not None:
+        track.gradient = GradientStep(args, objective, track, scorer, examples)
+    if by_gradients:
+        assert track.gradient is not None
+        return track.gradient
+    probe = Probe(args, objective, make_method(args), track, scorer, service, examples, ties)
+    return probe if track.gradient is None else Hybrid(probe, track.gradient)
+
+
+def check_differentiable(args: ZOConfig, objective: Objective) -> None:
+    """Refuse a first-order method under an objective that has no gradient.
+
+    Raises:
+        UserError: what to use instead.
+    """
+    if objective.name != DIFFERENTIABLE and args.surrogate is None:
+        raise UserError(
+            f"method {args.method!r} needs a gradient, and objective {objective.name!r} has none: "
+            f"--objective {DIFFERENTIABLE}, a zo- method, or --surrogate {DIFFERENTIABLE} to train "
+            "on that and be measured by this"
+        )
