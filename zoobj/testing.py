@@ -16,8 +16,9 @@ In a test file of your own package, under pytest::
         make = MySPSA                         # called with seed, eps and learning_rate
 
 A first-order method has ``FirstOrderContract``, whose ``make`` is called with parameters and a
-learning rate. pytest collects every ``test_...`` of the class. Checks that don't apply (the marks of gold under an
-objective that needs a model, say) pass without a word. pytest itself is not imported.
+learning rate. pytest collects every ``test_...`` of the class. Checks that don't apply (the marks
+of gold under an objective that needs a model, say) pass without a word. pytest itself is not
+imported.
 """
 
 import json
