@@ -49,7 +49,7 @@ TWINS: list[tuple[Any, Any, float, dict[str, Any]]] = [
     (ZOSVRG, dense.SVRG, 0.002, {"normalize": True}),
 ]
 OWN_SCALE = (ZOSign, ZOAdam)  # have no use for ``normalize``
-ALL = sorted(CATALOGUE)
+ALL = [name for name in sorted(CATALOGUE) if issubclass(method_class(name), Estimator)]
 
 
 def made(kind: Any, lr: float, eps: float = 0.01, **settings: Any) -> Any:

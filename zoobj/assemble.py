@@ -270,7 +270,7 @@ def make_method(args: ZOConfig) -> Estimator:
     assert issubclass(kind, Estimator), "see make_first_order"
     _refuse(args, OF_METHODS.difference(kind.takes, kind.allows))
     if args.fo_layers is None:
-        _refuse(args, OF_GRADIENTS)
+        _refuse(args, {*OF_GRADIENTS, "fo_learning_rate"})
     return kind(
         seed=args.seed,
         eps=first_eps(args),
