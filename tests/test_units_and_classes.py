@@ -1,4 +1,4 @@
-"""Real runs with every default: the unit of a reward plays no part, and unbalanced classes learn."""
+"""Real runs with every default: units of a reward play no part, unbalanced classes learn."""
 
 import json
 from pathlib import Path
