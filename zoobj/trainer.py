@@ -40,7 +40,7 @@ from zoobj.report import write_report
 from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
 from zoobj.signal import OnError, Outcome, floor, loss
-from zoobj.stopping import ENDLESS, budget, stop_reason
+from zoobj.stopping import ENDLESS, budget, stop_reason, uneven
 from zoobj.task import Example, Task
 from zoobj.track import Track
 
@@ -88,7 +88,7 @@ class ZOTrainer:
     ):
         args = args or ZOConfig()
         named = {"model_name_or_path": model, "task": task, "objective": objective}
-        named["tie_breaker"] = tie_breaker
+        named |= {"tie_breaker": tie_breaker}
         told = {key: value for key, value in named.items() if isinstance(value, str)}
         self.args = taken_up(args.model_copy(update=told))
         self.callbacks = Callbacks(callbacks, self.args)
@@ -127,7 +127,7 @@ class ZOTrainer:
             self.args.objective = self.objective.name
         elif self.args.objective is None:
             self.args.objective = self.task.objective
-        if self.tie_breaker is not None and not isinstance(tie_breaker, (str, type(None))):
+        if self.tie_breaker is not None and not isinstance(tie_breaker, str | None):
             self.args.tie_breaker = self.tie_breaker.name
 
     @classmethod
@@ -503,8 +503,8 @@ class ZOTrainer:
     def _learning_rate(self, step: int) -> float:
         """The course of the learning rate: at step 0 its full value, at the end of the budget 0."""
         share = step / self.max_steps
-        if self.max_steps == ENDLESS and self.args.max_evals is not None:
-            share = min(1.0, self.run.evals / self.args.max_evals)
+        if self.args.max_evals is not None and uneven(self.args):
+            share = max(share, self.run.evals / self.args.max_evals)
         elif self.max_steps == ENDLESS and self.args.max_seconds is not None:
             share = min(1.0, self.run.seconds / self.args.max_seconds)
         factors = {
