@@ -42,6 +42,7 @@ from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
 from zoobj.signal import OnError, Outcome, floor, loss
 from zoobj.stopping import ENDLESS, budget, stop_reason, uneven
 from zoobj.task import Example, Task
+from zoobj.ties import second_objective
 from zoobj.track import Track
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class ZOTrainer:
         wanted = self.args.objective if objective is None else objective
         self.objective = as_objective(self.task.objective if wanted is None else wanted)
         second = self.args.tie_breaker if tie_breaker is None else tie_breaker
-        self.tie_breaker = None if second is None else as_objective(second)
+        self.tie_breaker = second_objective(second)
         self._name_objects(task, objective, tie_breaker)
         self.callbacks.belong_to(self.args, self.objective)
         given = None if isinstance(model, str) else model
