@@ -1,4 +1,4 @@
-"""Real runs by default: the unit of a reward plays no part, and unbalanced classes learn."""
+"""Real runs with every default: units of a reward play no part, unbalanced classes learn."""
 
 import json
 from pathlib import Path
@@ -69,11 +69,11 @@ def outcome(scores: list[float]) -> Outcome:
 
 @pytest.mark.parametrize("unit", [1.0, 100.0, 0.01, 1e-200])
 def test_what_only_rounding_tells_apart_ties(unit: float) -> None:
-    """0.1 + 0.7 + 0.1 and 0.3 + 0.3 + 0.3: a difference of that kind would be a full step."""
-    scores = [0.1, 0.7, 0.1], [0.3, 0.3, 0.3]
-    group = together(Objective(), [outcome([unit * s for s in some]) for some in scores])
-    assert group.tie
-    assert group.flips == 3
+    """0.1 + 0.2 and 0.3, 2/3 + 1/3 and 1: as a run's first difference it would be a full step."""
+    for scores in (([0.1, 0.2], [0.3, 0.0]), ([2 / 3, 1 / 3], [1.0, 0.0])):
+        group = together(Objective(), [outcome([unit * s for s in some]) for some in scores])
+        assert group.tie
+        assert group.flips == 2
     real = together(Objective(), [outcome([unit]), outcome([unit * (1 + 1e-9)])])
     assert not real.tie
 

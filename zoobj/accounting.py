@@ -33,7 +33,7 @@ class Signal:
     """How much signal some steps had.
 
     Attributes:
-        tie_rate: share of steps that moved nothing.
+        tie_rate: share of steps whose values all tie, so that the metric moved nothing.
         flip_rate: share of examples whose score differs between the sides of their pair.
         snr: signal-to-noise ratio of a pair's difference. A difference is what the direction does
             to the score plus the chance of which examples were drawn; of its mean square the mean

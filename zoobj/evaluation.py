@@ -20,6 +20,7 @@ from zoobj.registry import find
 from zoobj.scoring import as_batch, check_needs
 from zoobj.signal import Outcome, judge
 from zoobj.task import SPLITS, Example, Task
+from zoobj.ties import second_objective
 
 
 class Evaluation(dict[str, Any]):
@@ -91,11 +92,15 @@ def validate(args: ZOConfig) -> Iterator[str]:
     """
     task = make_task(args)
     objective = as_objective(args.objective or task.objective)
+    second = second_objective(args.tie_breaker)
     found = find("method", args.method)
     for split in SPLITS:
         examples = task.examples(split)
         yield f"{task.name}, {split}: {len(examples)} examples, e.g. {examples[0].prompt[-60:]!r}"
         yield _check_gold(task, objective, examples)
+    if second is not None:
+        check_needs(task, second.needs)
+        yield f"tie_breaker {second.name}"
     yield f"method {args.method} is {found.where}"
 
 

@@ -93,10 +93,7 @@ class Probe:
             step: its number.
             digest: checksum of the weights it starts from, where one was taken.
         """
-        method = self.method
-        times = method.batches[step % len(method.batches)] * self.growth.times
-        size = self.args.per_device_train_batch_size * times
-        examples = minibatch(self.examples, size, self.args.seed, step)
+        method, examples = self.method, self._minibatch(step)
         if self.flips is not None:
             method.eps = self.flips.eps
         outcomes: list[Outcome] = []
@@ -104,8 +101,7 @@ class Probe:
         pairs: list[Pair] = []
         values: list[float] = []
         losses: list[float] = []
-        calls = 0
-        offsets = method.offsets(step)
+        calls, offsets = 0, method.offsets(step)
         while offsets:
             found, asked = self._round(run, step, offsets, examples)
             calls += asked
@@ -115,7 +111,7 @@ class Probe:
             outcomes, groups = [*outcomes, *found], [*groups, *told.values()]
             pairs += self._pairs(found, told)
             offsets = method.more(losses)
-        line = {
+        line: Line = {
             "step": step,
             "move": method.move(losses),
             "values": jsonable(values),
@@ -133,8 +129,8 @@ class Probe:
             **labels([outcome.batch for outcome in outcomes]),
         }
         if self.ties is not None:
-            more, told = self.ties(run, step, examples, method, outcomes, values)
-            line["move"], line["tie_breaker"] = [*line["move"], *more], told
+            move, line["tie_breaker"] = self.ties(run, step, examples, method, outcomes, values)
+            line["move"] += move
         if self.args.race is not None:
             line["calls"] = calls
         if self.args.weight_decay:
@@ -153,9 +149,15 @@ class Probe:
         if "growth" in line:
             self.growth.load_state_dict(line["growth"])
 
+    def _minibatch(self, step: int) -> list[Example]:
+        """The examples of a step."""
+        times = self.method.batches[step % len(self.method.batches)] * self.growth.times
+        size = self.args.per_device_train_batch_size * times
+        return minibatch(self.examples, size, self.args.seed, step)
+
     def _steered(self, pairs: Sequence[Pair]) -> Line:
         """What follows from a step's pairs for the next, for the log."""
-        told = {}
+        told: Line = {}
         if self.flips is not None:
             self.flips.update(pairs)
             told["flip_control"] = self.flips.state_dict()

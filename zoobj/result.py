@@ -96,6 +96,6 @@ def summarise(
         seconds=round(run.seconds, 3),
         seconds_in_walk=round(run.seconds_in_walk, 3),
         **asdict(signal(run.steps[run.start :])),
-        labels=labels([before.batch if after is None else after.batch]).get("labels"),
+        labels=None if after is None else labels([after.batch]).get("labels"),
         **measured,  # type: ignore[arg-type]
     )

@@ -67,7 +67,7 @@ def uneven(args: ZOConfig) -> bool:
 
 
 def _calls(args: ZOConfig, offsets: int) -> int:
-    """How often a step calls the objective at most; batches that grow are looked at as often."""
+    """How often a step calls the objective at most."""
     size = args.per_device_train_batch_size * args.grow_batch
     return offsets * (1 if args.race is None else len(looks(size)))
 

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
-from zoobj.objective import Objective, is_score
+from zoobj.objective import Objective, as_objective, is_score
 from zoobj.run import RunFolder
 from zoobj.service import Service
 from zoobj.signal import Outcome, loss, together
@@ -24,6 +25,18 @@ from zoobj.task import Example
 from zoobj.walk import Move
 
 WEIGHT = 0.5  # of its move; docs/signal.md has the experiment
+
+
+def second_objective(told: Any) -> Objective | None:
+    """The objective that a setting or an argument names, if any.
+
+    Raises:
+        UserError: it names none.
+    """
+    try:
+        return None if told is None else as_objective(told)
+    except UserError as error:
+        raise UserError(f"tie_breaker {told!r}: {error}") from None
 
 
 class TieBreaker:

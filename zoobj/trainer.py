@@ -42,8 +42,9 @@ from zoobj.result import Result, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
 from zoobj.schedule import PARTS, make_schedule
 from zoobj.signal import OnError, Outcome, floor, loss
-from zoobj.stopping import ENDLESS, budget, stop_reason
+from zoobj.stopping import ENDLESS, budget, stop_reason, uneven
 from zoobj.task import Example, Task
+from zoobj.ties import second_objective
 from zoobj.track import Track
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class ZOTrainer:
     ):
         args = args or ZOConfig()
         named = {"model_name_or_path": model, "task": task, "objective": objective}
-        named["tie_breaker"] = tie_breaker
+        named |= {"tie_breaker": tie_breaker}
         told = {key: value for key, value in named.items() if isinstance(value, str)}
         self.args = taken_up(args.model_copy(update=told))
         self.callbacks = Callbacks(callbacks, self.args)
@@ -99,7 +100,7 @@ class ZOTrainer:
         wanted = self.args.objective if objective is None else objective
         self.objective = as_objective(self.task.objective if wanted is None else wanted)
         second = self.args.tie_breaker if tie_breaker is None else tie_breaker
-        self.tie_breaker = None if second is None else as_objective(second)
+        self.tie_breaker = second_objective(second)
         self._name_objects(task, objective, tie_breaker)
         self.callbacks.belong_to(self.args, self.objective)
         given = None if isinstance(model, str) else model
@@ -130,7 +131,7 @@ class ZOTrainer:
             self.args.objective = self.objective.name
         elif self.args.objective is None:
             self.args.objective = self.task.objective
-        if self.tie_breaker is not None and not isinstance(tie_breaker, (str, type(None))):
+        if self.tie_breaker is not None and not isinstance(tie_breaker, str | None):
             self.args.tie_breaker = self.tie_breaker.name
 
     @classmethod
@@ -508,14 +509,15 @@ class ZOTrainer:
             )
 
     def _learning_rate(self, step: int) -> float:
-        """By the scheduler: over steps, or over parts of the examples or seconds that are left."""
-        if self.max_steps < ENDLESS:
-            count, at = self.max_steps, float(step)
-        elif self.args.max_evals is not None:
-            count, at = PARTS, PARTS * min(1.0, self.run.evals / self.args.max_evals)
+        """By the scheduler: over steps or, where these differ in cost, over parts of the budget."""
+        args, run = self.args, self.run
+        if args.max_evals is not None and uneven(args):
+            share = max(step / self.max_steps, run.evals / args.max_evals)
+        elif args.max_seconds is not None and self.max_steps == ENDLESS:
+            share = run.seconds / args.max_seconds
         else:
-            count, at = PARTS, PARTS * min(1.0, self.run.seconds / (self.args.max_seconds or 1))
-        return self.args.learning_rate * make_schedule(self.args, count)(at)
+            return args.learning_rate * make_schedule(args, self.max_steps)(step)
+        return args.learning_rate * make_schedule(args, PARTS)(PARTS * min(1.0, share))
 
     def _scored(self, examples: int) -> None:
         if self._phase:  # the try-out is no part of the run

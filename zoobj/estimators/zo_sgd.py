@@ -37,7 +37,7 @@ class ZOSGD(Estimator):
 
     name = "zo-sgd"
     takes: ClassVar[tuple[str, ...]] = ("normalize", "one_sided")
-    allows = ("tie_breaker", "race", "grow_batch")
+    allows: ClassVar[tuple[str, ...]] = ("tie_breaker", "race", "grow_batch")
 
     def __init__(self, one_sided: bool = False, **settings: Any):
         super().__init__(**settings)
