@@ -1,11 +1,11 @@
 """Scores from a program: examples in on stdin, scores out on stdout."""
 
+import contextlib
 import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from zoobj.errors import UserError
@@ -63,7 +63,7 @@ class Command(External):
         self._asked, self._lull = 0, LULL
         self._programs: dict[int, Program] = {}  # by process: a fork has one of its own
         # So that scores of another program are not taken from a cache.
-        self.code = [_digest(file) for file in self._running().argv if Path(file).is_file()]
+        self.code = [_digest(file) for file in self._running().argv if os.path.isfile(file)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_programs": {}, "_asked": 0, "_lull": LULL, "_told": set()}
@@ -159,7 +159,8 @@ class Command(External):
 
 
 def _digest(path: str) -> str:
-    """What tells a file from others: its size and the hash of its first MiB."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read(1 << 20))
-    return f"{os.path.getsize(path)}-{digest.hexdigest()}"
+    """What tells a file from others: its size, and the hash of its first MiB if it can be read."""
+    begin = b""
+    with contextlib.suppress(PermissionError), open(path, "rb") as file:
+        begin = file.read(1 << 20)
+    return f"{os.path.getsize(path)}-{hashlib.sha256(begin).hexdigest()}"

@@ -46,7 +46,8 @@ class Squad(Task):
             raise UserError(f"task {self.name}: unknown context {context!r}{hint}")
         if str(version) not in ("1.1", "2.0"):
             raise UserError(f"task {self.name}: unknown version {version!r}; take 1.1 or 2.0")
-        self.shown, self.unanswered = _CONTEXTS[context], []
+        self.shown = _CONTEXTS[context]
+        self.unanswered: list[str] = []
         if str(version) == "2.0":
             if context != "passage":
                 raise UserError(

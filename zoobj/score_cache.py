@@ -129,8 +129,9 @@ def identity(thing: Any) -> Any:
 
 def _state(objective: Objective) -> Any:
     """What a copy in another process would have, which is less than all where it says so."""
-    own = any("__getstate__" in vars(kind) for kind in type(objective).__mro__[:-1])  # not object's
-    return objective.__getstate__() if own else vars(objective)
+    kinds = type(objective).__mro__[:-1]  # object has one of its own since Python 3.11
+    own = (vars(kind)["__getstate__"] for kind in kinds if "__getstate__" in vars(kind))
+    return next(own, vars)(objective)
 
 
 def _code(thing: Any) -> str:
