@@ -67,10 +67,13 @@ class Http(External):
     ):
         super().__init__(name, higher_is_better, low, high)
         self.url, self.where = url, _checked_url(url, token_env)
-        numbers = {"timeout": timeout, "batch_size": batch_size, "concurrency": concurrency}
+        if not timeout > 0:
+            raise UserError(f"http: timeout {timeout}: above 0")
+        numbers = {"batch_size": batch_size, "concurrency": concurrency, "retries": retries}
         for what, value in numbers.items():
-            if not value > 0:
-                raise UserError(f"http: {what} {value}: above 0")
+            least = 0 if what == "retries" else 1
+            if type(value) is not int or value < least:
+                raise UserError(f"http: {what} {value!r} is not a whole number from {least}")
         if token_env and not os.environ.get(token_env):
             raise UserError(f"http: the environment has no {token_env}: export {token_env}=...")
         if ca_file and not Path(ca_file).is_file():

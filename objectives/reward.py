@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,8 @@ class Reward(Objective):
     def score(self, batch: Batch) -> list[Score]:
         result = self._call(batch)
         try:
+            if isinstance(result, (str, bytes, Mapping, Set)):  # of other things than scores
+                raise TypeError
             scores = list(result)
         except TypeError:
             raise ScoreError(
@@ -99,8 +101,13 @@ class Reward(Objective):
         if score is None:
             return None
         try:
-            return float(score)
-        except (TypeError, ValueError):
+            number = score.item() if hasattr(score, "item") else score
+            if isinstance(number, (str, bytes)):
+                raise TypeError
+            return float(number)
+        except OverflowError:  # larger than any number
+            return None
+        except (TypeError, ValueError, RuntimeError):
             raise ScoreError(
                 f"{self.where} returned {_short(score)} as a score: return numbers or None"
             ) from None

@@ -11,8 +11,8 @@ from zoobj.task import Row, Task, read_rows
 
 
 class Squad(Task):
-    r"""SQuAD 1.1 from the hub (rajpurkar/squad), or local files: SQuAD's own JSON, or rows with the
-    columns context, question, answers (``{"text": [...]}``).
+    r"""SQuAD from the hub (rajpurkar/squad, rajpurkar/squad_v2), or local files: SQuAD's own JSON,
+    or rows with the columns context, question, answers (``{"text": [...]}``).
 
     The hub's validation split, which has several answers a question, is our test split; validation
     is cut from train by passage. Prompt (MeZO's): ``Title: ...\nContext: ...\nQuestion:
@@ -21,6 +21,9 @@ class Squad(Task):
     Args:
         context: "passage", or "oracle_sentence": only the sentences that hold the answer, and no
             title, an easier and much shorter task, for models and machines that are small.
+        version: 1.1, or 2.0, where a question may have no answer.
+        no_answer: the gold text of such a question: what prompts with examples show, what
+            log-likelihoods are of, and what is right to say, as is nothing.
         settings: of every Task.
     """
 
@@ -30,12 +33,31 @@ class Squad(Task):
     hub_splits = {"train": "train", "test": "validation"}  # noqa: RUF012
     columns = ("context", "question", "answers")
 
-    def __init__(self, context: str = "passage", **settings: Any):
+    def __init__(
+        self,
+        context: str = "passage",
+        version: float | str = "1.1",
+        no_answer: str = "unanswerable",
+        **settings: Any,
+    ):
         super().__init__(**settings)
         if context not in _CONTEXTS:
             hint = did_you_mean(str(context), _CONTEXTS)
             raise UserError(f"task {self.name}: unknown context {context!r}{hint}")
+        if str(version) not in ("1.1", "2.0"):
+            raise UserError(f"task {self.name}: unknown version {version!r}; take 1.1 or 2.0")
         self.shown = _CONTEXTS[context]
+        self.unanswered: list[str] = []
+        if str(version) == "2.0":
+            if context != "passage":
+                raise UserError(
+                    f"task {self.name}: context {context!r} is where the answer is, and version "
+                    "2.0 has questions without one: leave context out"
+                )
+            if not isinstance(no_answer, str) or not no_answer.strip() or "," in no_answer:
+                raise UserError(f"task {self.name}: no_answer {no_answer!r}: give it a plain word")
+            self.dataset_path, self.unanswered = "rajpurkar/squad_v2", [no_answer]
+            self.objective = f"token_f1:version=2.0,no_answer={no_answer}"
 
     def prompt(self, row: Row) -> str:
         titled = row.get("title") and self.shown is whole_passage
@@ -43,7 +65,8 @@ class Squad(Task):
         return f"{title}{question({**row, 'context': self.shown(row)})}"
 
     def reference(self, row: Row) -> list[str]:
-        return list(dict.fromkeys(row["answers"]["text"]))  # annotators often agree: once each
+        texts = list(dict.fromkeys(row["answers"]["text"]))  # annotators often agree: once each
+        return texts or list(self.unanswered)
 
     def group(self, row: Row) -> Hashable:
         return row["context"]

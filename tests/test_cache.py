@@ -114,7 +114,21 @@ def test_the_code_of_a_function_is_part_of_its_name(tmp_path: Path) -> None:
     assert told[0] != told[1]
 
 
-@pytest.mark.parametrize("spec", ["token_f1", "exact_match"])
+def test_scores_of_a_program_are_known_by_its_file(tmp_path: Path) -> None:
+    program, spec = tmp_path / "score.py", f"command:{sys.executable} {tmp_path / 'score.py'}"
+    program.write_text("import sys\nfor line in sys.stdin: print(0.5)\n")
+    cache, batch = str(tmp_path / "cache"), texts("a", "b")
+    first = Service(as_objective(spec), cache=cache)
+    used = identity(first.objective)
+    assert first.judge(batch).scores == [0.5, 0.5]
+    assert identity(first.objective) == used  # though it runs now
+    again = Service(as_objective(spec), cache=cache)
+    assert (again.judge(batch).scores, again.figures.from_cache) == ([0.5, 0.5], 2)
+    program.write_text("import sys\nfor line in sys.stdin: print(0.25)\n")
+    assert Service(as_objective(spec), cache=cache).judge(batch).scores == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("spec", ["token_f1", "exact_match", "command:cat", "sentence_bleu"])
 def test_identity_is_the_same_in_another_process(spec: str) -> None:
     code = "import sys, json; from zoobj.score_cache import identity; from zoobj.objective import "
     code += "as_objective; print(json.dumps(identity(as_objective(sys.argv[1]))))"

@@ -299,6 +299,7 @@ def test_failures_of_what_is_only_logged_do_not_matter() -> None:
         outcome = judge(made, columns(a=[1.0, 2.0]), policy)  # type: ignore[arg-type]
         assert (outcome.value, outcome.failed, outcome.error) == (1.5, 0, None)
         assert outcome.beside["b"].failed == 2
+        assert outcome.errors == ["objective 'b': KeyError: 'b'"]  # shown all the same
     assert rewards(made, [outcome])["rewards"]["b"]["failed"] == 1.0
 
 

@@ -358,6 +358,9 @@ def test_a_certificate_for_another_name(safe: Endpoint, certificate: tuple[Path,
         ("http:url=https://host/x,token_env=SCORER", "the environment has no SCORER: export"),
         ("http:url=https://host/x,ca_file=/nowhere", "no file /nowhere"),
         ("http:url=https://host/x,timeout=0", "timeout 0: above 0"),
+        ("http:url=https://host/x,batch_size=2.5", "batch_size 2.5 is not a whole number from 1"),
+        ("http:url=https://host/x,concurrency=0", "concurrency 0 is not a whole number from 1"),
+        ("http:url=https://host/x,retries=-1", "retries -1 is not a whole number from 0"),
         ("http:url=https://host/x,low=1,high=0", "low 1 is not below high 0"),
         ("http:url=https://host/x,tiemout=3", "takes http"),
         ("http", "url"),
@@ -611,6 +614,27 @@ def test_a_line_that_comes_after_the_batch(made: Callable[..., Command]) -> None
     objective.score(texts("a", "bb"))
     time.sleep(1)
     assert objective.score(texts("ccc")) == [3.0]
+
+
+def test_a_second_line_that_comes_late(made: Callable[..., Command]) -> None:
+    """Scores are those of their rows, or none; a batch of three ends where it shows least."""
+    objective = made("print(len(text), flush=True); time.sleep(0.2); print(99, flush=True)")
+    assert objective.score(texts("a", "bb", "ccc")) == [None] * 3
+    assert objective.score(texts("a", "bb", "ccc")) == [None] * 3
+
+
+def test_what_came_too_late_once_is_waited_for(made: Callable[..., Command]) -> None:
+    objective = made("print(len(text), flush=True); time.sleep(0.3); print(99, flush=True)")
+    objective.score(texts("a"))  # nothing tells that there will be more
+    time.sleep(0.6)
+    assert objective.score(texts("bb")) == [None]
+
+
+def test_a_row_that_hangs_makes_no_batch_wait_for_more(made: Callable[..., Command]) -> None:
+    objective = made("time.sleep(60 * (text == 'hang')); print(len(text))", timeout=1.5)
+    start = time.monotonic()
+    assert objective.score(texts("a", "hang", "bb")) == [1.0, None, 2.0]
+    assert time.monotonic() - start < 2.9
 
 
 def test_a_program_that_does_not_read(made: Callable[..., Command]) -> None:

@@ -496,6 +496,10 @@ def test_what_could_not_be_scored_stays_so() -> None:
     assert (outcome.failed, outcome.value) == (1, 1.0)
 
 
+def test_numbers_without_end() -> None:
+    assert reward(lambda completions: [10**400, 1]) == [None, 1.0]
+
+
 def none_at_all(completions: Any) -> Any:
     return None
 
@@ -520,6 +524,12 @@ def wants_more(completions: Any, answer: Any) -> Any:
     ("fn", "problem", "remedy"),
     [
         (none_at_all, "returned None", "return a list"),
+        (lambda completions: {0: 1.0, 1: 1.0}, "returned {0: 1.0, 1: 1.0}", "return a list"),
+        (lambda completions: {1.0, 0.5}, "returned {", "return a list"),
+        (lambda completions: "11", "returned '11'", "return a list"),
+        (lambda completions: ["1", 1.0], "returned '1' as a score", "return numbers or None"),
+        (lambda completions: np.array(["1", "1"]), "returned ", "return numbers or None"),
+        (lambda completions: torch.ones(2, 2), "returned tensor", "return numbers or None"),
         (too_short, "returned 1 scores for 2 completions", "return one for each"),
         (in_words, "returned 'good' as a score", "return numbers or None"),
         (broken, "raised KeyError: 'answer'", "mend the function"),

@@ -1,5 +1,6 @@
 """What code in the sandbox can and can't do; pass@1, which is run there."""
 
+import ctypes
 import logging
 import os
 import re
@@ -260,6 +261,29 @@ def test_signals_and_limits_of_others() -> None:
         """,
         ours=os.getpid(),
     )
+    assert left == []
+
+
+def test_memory_and_queues_that_are_there() -> None:
+    """They may be open to all users, and are not to the code."""
+    libc = ctypes.CDLL(None)
+    memory, queue = libc.shmget(0, 4096, 0o1666), libc.msgget(0, 0o1666)
+    assert memory >= 0
+    assert queue >= 0
+    try:
+        left = refused(
+            """
+            if ctypes.CDLL(None).shmat(memory, None, 0) == -1: raise OSError
+            if ctypes.CDLL(None).shmctl(memory, 2, bytes(256)) < 0: raise OSError
+            if ctypes.CDLL(None).msgsnd(queue, bytes([1] + [0] * 15), 8, 2048) < 0: raise OSError
+            if ctypes.CDLL(None).msgctl(queue, 2, bytes(256)) < 0: raise OSError
+            """,
+            memory=memory,
+            queue=queue,
+        )
+    finally:
+        libc.shmctl(memory, 0, None)
+        libc.msgctl(queue, 0, None)
     assert left == []
 
 

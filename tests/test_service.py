@@ -100,6 +100,50 @@ def test_calls_that_hang_or_die_cost_their_own_example_only(rewards: Any) -> Non
     assert report["seconds"]["p50"] < report["seconds"]["max"]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_calls_are_made_again(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second try counts; None is the scorer's word, and is not asked about again."""
+    monkeypatch.setattr("zoobj.workers.PAUSE", 0.01)
+    (tmp_path / "rewards.py").write_text(
+        "import os\n"
+        "def shaky(completions, **kwargs):\n"
+        f"    with open({str(tmp_path / 'calls')!r}, 'a') as calls:\n"
+        "        calls.write(completions[0][0])\n"
+        "    count = open(calls.name).read().count(completions[0][0])\n"
+        "    if completions[0] in ('once', 'ever') and (count < 2 or completions[0] == 'ever'):\n"
+        "        raise RuntimeError('busy')\n"
+        "    return [None if text == 'none' else 1.0 for text in completions]\n"
+    )
+    objective = as_objective(f"{tmp_path / 'rewards.py'}:shaky")
+    with closing(Service(objective, workers=workers, retries=2)) as service:
+        for text, scores, calls in (("once", [1.0], 2), ("none", [None], 1), ("ever", [None], 3)):
+            assert service.judge(texts(text)).scores == scores
+            assert (tmp_path / "calls").read_text().count(text[0]) == calls
+        report = service.report()
+    assert report["retries"] == 3
+    assert report["failed"] == {"none": 1, "raised": 1, "timeout": 0, "died": 0}
+
+
+def test_a_call_that_is_late_or_dies_is_made_again(tmp_path: Path) -> None:
+    """In another worker, after a pause."""
+    (tmp_path / "rewards.py").write_text(
+        "import os, time\n"
+        "def first(completions, **kwargs):\n"
+        f"    mark = os.path.join({str(tmp_path)!r}, completions[0])\n"
+        "    if os.path.exists(mark):\n"
+        "        return [1.0]\n"
+        "    open(mark, 'w').close()\n"
+        "    time.sleep(60) if completions[0] == 'hang' else os._exit(3)\n"
+    )
+    objective = as_objective(f"{tmp_path / 'rewards.py'}:first")
+    with closing(Service(objective, workers=2, timeout=1.5, retries=1)) as service:
+        outcome = service.judge(texts("hang", "exit"))
+    assert (outcome.scores, outcome.error) == ([1.0, 1.0], None)
+    assert service.report()["retries"] == 2
+
+
 def test_memory_is_limited(rewards: Any) -> None:
     with closing(Service(rewards("moody"), memory=4)) as service:
         outcome = service.judge(texts("fine", "memory", "good"))

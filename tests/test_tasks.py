@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.evaluation import gold_batch, validate
-from zoobj.objective import as_objective
+from zoobj.objective import Batch, as_objective
 from zoobj.registry import build
 from zoobj.task import SPLITS, Example, Row, Task
 from zoobj.tasks import SST2, Squad, SquadMini, YamlTask
@@ -197,6 +198,25 @@ def answerless(place: int) -> dict[str, Any]:
     content = squad()
     content["data"][0]["paragraphs"][place // 2]["qas"][place % 2]["answers"] = []
     return content
+
+
+def test_questions_without_answers_in_squad_2(tmp_path: Path) -> None:
+    path = save(tmp_path / "test.json", answerless(4))
+    task = build("task", "squad:version=2.0", test_file=path)
+    examples = task.examples("test")
+    assert examples[4].reference == ["unanswerable"]
+    assert examples[0].reference == Squad(test_file=path).reference(examples[0].row)
+    assert task.gold(examples[4].row) == "unanswerable"
+    objective = as_objective(task.objective)
+    said = ["", "Unanswerable.", "by the river", "none"]
+    batch = Batch(["?"] * 4, [["unanswerable"]] * 4, completions=said)
+    assert objective.score(batch) == [1.0, 1.0, 0.0, 0.0]
+    for settings, problem in (
+        ({"context": "oracle_sentence"}, "leave context out"),
+        ({"no_answer": " "}, "give it a plain word"),
+    ):
+        assert problem in refused(partial(Squad, version="2.0", **settings))
+    assert "take 1.1 or 2.0" in refused(lambda: Squad(version=3))
 
 
 def test_a_question_without_answers_is_named_with_file_and_row(tmp_path: Path) -> None:

@@ -232,6 +232,21 @@ def test_a_hopeless_reward_stops_the_run(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "run" / "log.jsonl")) == 10
 
 
+def test_a_reward_that_fails_now_and_then_is_no_broken_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text(
+        "def shaky(prompts, completions, **kwargs):\n"
+        "    if hash(sum(map(ord, prompts[0]))) % 4 == 0: raise RuntimeError('busy')\n"
+        "    return [float(len(text)) for text in completions]\n"
+    )
+    settings = small(tmp_path / "run", max_steps=2, reward_workers=1)
+    ZOTrainer(objective=f"{file}:shaky", args=settings).train()
+    assert any(line["failed"] for line in lines(tmp_path / "run" / "log.jsonl"))
+    assert any("busy" in message for message in caplog.messages)
+
+
 def test_a_broken_reward_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the service is down"):
         ZOTrainer(objective=raising(after=0), args=small(tmp_path / "run")).train()

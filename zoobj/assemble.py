@@ -76,6 +76,7 @@ def make_service(args: ZOConfig, objective: Objective) -> Service:
         on_error=args.on_error,
         workers=args.reward_workers,
         timeout=args.reward_timeout,
+        retries=args.reward_retries,
         memory=args.reward_memory,
         cache=args.reward_cache,
         max_failed=args.max_failed,

@@ -181,6 +181,7 @@ _EVAL = (
     "max_failed",
     "reward_workers",
     "reward_timeout",
+    "reward_retries",
     "reward_memory",
     "reward_cache",
     "per_device_eval_batch_size",

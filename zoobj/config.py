@@ -85,6 +85,9 @@ class ZOConfig(BaseModel):
     reward_timeout: float | None = Field(
         None, gt=0, description="seconds for a call of the objective, in a worker"
     )
+    reward_retries: int = Field(
+        0, ge=0, description="times that a call which raised, took too long or died is made again"
+    )
     reward_memory: float | None = Field(None, gt=0, description="GiB of address space for a worker")
     reward_cache: str | None = Field(None, description="folder where scores are kept and found")
     do_sample: bool = Field(False, description="draw completions instead of greedy decoding")
@@ -306,8 +309,8 @@ MAY_CHANGE_ON_RESUME = {
     *("model_name_or_path", "gguf_file", "device_map", "trust_remote_code"),
     *("train_file", "validation_file", "test_file", "per_device_eval_batch_size"),
     *("max_evals", "max_steps", "max_seconds", "max_reward_calls", "target_value"),
-    *("max_failed", "reward_workers", "reward_timeout", "reward_memory", "reward_cache"),
-    *("early_stopping_patience", "early_stopping_threshold"),
+    *("max_failed", "reward_workers", "reward_timeout", "reward_retries", "reward_memory"),
+    *("reward_cache", "early_stopping_patience", "early_stopping_threshold"),
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "branch_from"),
     *("save_steps", "save_total_limit", "logging_steps", "sample_steps", "disable_tqdm"),
     *("report_to", "run_name", "project", "push_to_hub", "hub_model_id", "hub_private_repo"),

@@ -1,5 +1,6 @@
 """Scoring without training: ``zoobj eval`` and ``zoobj validate``."""
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,6 +22,8 @@ from zoobj.scoring import as_batch, check_needs
 from zoobj.signal import Outcome, judge
 from zoobj.task import SPLITS, Example, Task
 from zoobj.ties import second_objective
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluation(dict[str, Any]):
@@ -58,6 +61,8 @@ def evaluate(
         outcome = service.judge(scorer(examples, objective.needs))
     if not is_score(outcome.value):
         raise UserError(outcome.error or f"objective {objective.name!r} could score no example")
+    for error in outcome.errors:
+        logger.warning("%s: %s", split, error)
     result = Evaluation(
         model=args.model_name_or_path,
         task=task.name,

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import inspect
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -57,7 +58,7 @@ class ScoreCache:
             return
         lines = [sealed({"example": key, "score": new[key]}, ORIGIN, {}) for key in new]
         with writing(self.path), FileLock(f"{self.path}.lock"):
-            cut = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
+            cut = _last_byte(self.path) not in (b"", b"\n")
             append_text(self.path, "\n" * cut + "\n".join(lines) + "\n")
         self._scores |= new
 
@@ -68,6 +69,15 @@ def example_key(batch: Batch, i: int) -> str | None:
         return _digest(asdict(batch.select([i])))
     except (TypeError, ValueError):
         return None
+
+
+def _last_byte(path: Path) -> bytes:
+    """Of a file; nothing where it is empty or not there."""
+    if not path.is_file() or not path.stat().st_size:
+        return b""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read()
 
 
 def _told(objective: Objective) -> Any:
@@ -100,7 +110,7 @@ def identity(thing: Any) -> Any:
     if isinstance(thing, (Path, re.Pattern)):
         return repr(thing)
     if isinstance(thing, Objective):
-        return [identity(type(thing)), identity(vars(thing))]
+        return [identity(type(thing)), identity(_state(thing))]
     if isinstance(thing, functools.partial):
         return [identity(part) for part in (thing.func, thing.args, thing.keywords)]
     if inspect.ismethod(thing):
@@ -115,6 +125,13 @@ def identity(thing: Any) -> Any:
     import dill
 
     return hashlib.sha256(dill.dumps(thing, recurse=True)).hexdigest()
+
+
+def _state(objective: Objective) -> Any:
+    """What a copy in another process would have, which is less than all where it says so."""
+    kinds = type(objective).__mro__[:-1]  # object has one of its own since Python 3.11
+    own = (vars(kind)["__getstate__"] for kind in kinds if "__getstate__" in vars(kind))
+    return next(own, vars)(objective)
 
 
 def _code(thing: Any) -> str:

@@ -26,7 +26,7 @@ class Figures:
     """
 
     def __init__(self, name: str):
-        self.name, self.from_cache, self.examples = name, 0, 0
+        self.name, self.from_cache, self.examples, self.retries = name, 0, 0, 0
         self._seconds = array("d")
         self._failed: Counter[str] = Counter()
         self._errors: Counter[str] = Counter()
@@ -35,6 +35,7 @@ class Figures:
     def add(self, batch: Batch, reply: Reply) -> None:
         """A call that has ended."""
         self.examples += len(batch)
+        self.retries += reply.retries
         self._seconds.append(reply.seconds)
         if reply.failure is not None:
             self._failed[reply.failure] += len(batch)
@@ -57,6 +58,7 @@ class Figures:
             "calls": len(times),
             "examples": self.examples,
             "from_cache": self.from_cache,
+            "retries": self.retries,
             "seconds": {
                 "p50": p50,
                 "p95": p95,

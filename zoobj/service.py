@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from math import nan
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from zoobj.errors import UserError
@@ -18,7 +18,7 @@ from zoobj.objective import Batch, Objective, Score, is_score
 from zoobj.score_cache import ScoreCache, example_key
 from zoobj.score_times import Figures
 from zoobj.signal import OnError, Outcome, combined, measured, settled
-from zoobj.workers import Failure, Reply, Workers
+from zoobj.workers import Failure, Reply, Workers, persistent
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Service:
         on_error: see ``signal.judge``.
         workers: processes that score; 0: this process, unless a timeout or limit asks for one.
         timeout: seconds for one call.
+        retries: how often a call that raised, took too long or died is made again.
         memory: GiB of address space for each worker.
         cache: folder of scores known from earlier; only for deterministic, decomposable objectives.
         max_failed: share of a batch that may fail; more is an error, before anything is made of it.
@@ -66,11 +67,13 @@ class Service:
         on_error: OnError = "drop",
         workers: int = 0,
         timeout: float | None = None,
+        retries: int = 0,
         memory: float | None = None,
         cache: str | None = None,
         max_failed: float | None = None,
     ):
-        self.objective, self.max_failed, self.memory = objective, max_failed, memory
+        self.objective, self.max_failed = objective, max_failed
+        self.retries, self.memory = retries, memory
         self.on_error: OnError = objective.on_error or on_error
         self.timeout = timeout if objective.timeout is None else objective.timeout
         self.count = max(workers, int(not (self.timeout is None and memory is None)))
@@ -78,7 +81,7 @@ class Service:
         self.cache = ScoreCache(cache, objective) if cached and cache is not None else None
         self.figures = Figures(objective.name)
         self._workers: Workers | None = None
-        told = (self.on_error, workers, timeout, memory, cache)
+        told = (self.on_error, workers, timeout, retries, memory, cache)
         everything = {**objective.parts, **objective.beside}
         self.parts = {name: Service(part, *told) for name, part in everything.items()}
 
@@ -139,15 +142,21 @@ class Service:
     def _call(self, part: Batch) -> "Future[Reply]":
         if self.count:
             if self._workers is None:
-                self._workers = Workers(self.objective, self.count, self.timeout, self.memory)
+                self._workers = Workers(
+                    self.objective, self.count, self.timeout, self.retries, self.memory
+                )
             return self._workers.submit(part)
         done: Future[Reply] = Future()
+        done.set_result(persistent(lambda: self._here(part), self.retries, sleep))
+        return done
+
+    def _here(self, part: Batch) -> Reply:
+        """A call in this process."""
         start = perf_counter()
         said = measured(self.objective, part)
         seconds = perf_counter() - start
         failed: Failure | None = "raised" if said.error else None
-        done.set_result(Reply(said.scores, said.value, said.error, failed, seconds))
-        return done
+        return Reply(said.scores, said.value, said.error, failed, seconds)
 
     def _answered(self, asked: _Asked, on_error: OnError | None) -> Outcome:
         """The outcome of a batch from its calls."""

@@ -1,7 +1,7 @@
 """Values -> losses: failed scores, groups on the same examples, ties, paired statistics."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,7 +26,7 @@ class Outcome:
         batch: the scored examples.
         scores: one for each, None where it could not be scored; None for a set-level objective.
         value: the objective's number over those that could, NaN if none could.
-        error: what went wrong, where something did.
+        error: what went wrong, where something did that counts.
         parts, beside: the outcomes of a combination's, by name.
     """
 
@@ -49,6 +49,12 @@ class Outcome:
     def failed(self) -> int:
         """How many examples could not be scored."""
         return len(self.batch) - len(self.known)
+
+    @property
+    def errors(self) -> list[str]:
+        """What went wrong, also with what is only logged."""
+        found = [self.error, *(part.error for part in self.beside.values())]
+        return [error for error in found if error is not None]
 
 
 def judge(objective: Objective, batch: Batch, on_error: OnError = "drop") -> Outcome:
@@ -98,7 +104,13 @@ def combined(
 
 
 def _checked(objective: Objective, batch: Batch) -> list[Score]:
-    scores = list(objective.score(batch))
+    said = objective.score(batch)
+    if isinstance(said, (str, bytes, Mapping, Set)):
+        raise ScoreError(
+            f"objective {objective.name!r} returned a {type(said).__name__}: return a list with a "
+            "score for each example"
+        )
+    scores = list(said)
     if len(scores) != len(batch):
         raise ScoreError(
             f"objective {objective.name!r} returned {len(scores)} scores for {len(batch)} "

@@ -339,8 +339,7 @@ class ZOTrainer:
             error = next((o.error for o in outcomes if o.error), "every score was None or NaN")
             raise UserError(f"nothing could be scored in {_HOPELESS} steps in a row: {error}")
         for outcome in outcomes:
-            if outcome.error:
-                logger.warning("step %d: %s", len(self.run.steps) - 1, outcome.error)
+            _warn(f"step {len(self.run.steps) - 1}", outcome)
 
     def _resume(self) -> None:
         """Take up an earlier session: its moves, what the method remembers, evaluations it lost."""
@@ -412,6 +411,7 @@ class ZOTrainer:
         if self.run.evaluation(step, split) is None:
             self.run.log_evaluation(line, seconds)
         self.callbacks.evaluated({**line, **seconds})
+        _warn(split, outcome)
         return outcome
 
     def _warn_of_collapse(self, line: Line) -> None:
@@ -500,7 +500,7 @@ class ZOTrainer:
         policy: OnError = "raise" if self.service.on_error == "raise" else "drop"
         for service in (self.service, *([] if self.ties is None else [self.ties.service])):
             outcome = service.judge(batch, policy)
-            if outcome.error is not None:
+            if outcome.error is not None and not outcome.known:
                 raise UserError(outcome.error)
         if self.service.on_error == "floor" and floor(self.objective) is None:
             raise UserError(
@@ -533,3 +533,9 @@ class ZOTrainer:
         if best is not None:
             line = self.run.evaluation(best, "validation")
             state.best_global_step, state.best_metric = best, line["value"] if line else None
+
+
+def _warn(place: str, outcome: Outcome) -> None:
+    """Say what could not be scored there, and why."""
+    for error in outcome.errors:
+        logger.warning("%s: %s", place, error)

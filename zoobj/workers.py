@@ -10,10 +10,11 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
-from threading import Timer
+from threading import Event, Timer
 from time import perf_counter
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from zoobj.registry import imported_files
 from zoobj.worker import pack
 
 _START = "import sys; sys.path[:] = sys.argv[1:]; from zoobj.worker import main; main()"
+
+PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the first retry; it doubles with each
 
 Failure = Literal["raised", "timeout", "died"]
 
@@ -35,7 +38,8 @@ class Reply:
         scores: one for each example, None for a set-level objective or where all failed.
         value: of a set-level objective.
         error: what went wrong, where something did; ``failure`` says in which way.
-        seconds: that it took.
+        seconds: that it took, of several tries the last.
+        retries: tries before the one that this came of.
     """
 
     scores: list[Score] | None
@@ -43,6 +47,26 @@ class Reply:
     error: str | None
     failure: Failure | None
     seconds: float
+    retries: int = 0
+
+
+def persistent(call: Callable[[], Reply], retries: int, wait: Callable[[float], object]) -> Reply:
+    """What comes of a call, made again after 0.5, 1, 2, ... seconds where it fails.
+
+    A scorer that says None or NaN has not failed: that is its word.
+
+    Args:
+        call: the call.
+        retries: most tries after the first.
+        wait: for so many seconds.
+    """
+    reply = call()
+    for tried in range(retries):
+        if reply.failure is None:
+            break
+        wait(min(PAUSE * 2.0**tried, LONGEST_PAUSE))
+        reply = replace(call(), retries=tried + 1)
+    return reply
 
 
 class Workers:
@@ -52,6 +76,7 @@ class Workers:
         objective: what they apply.
         count: how many.
         timeout: seconds for one call, None for no limit.
+        retries: how often a call that failed is made again.
         memory: GiB of address space that each may have, None for no limit.
 
     Raises:
@@ -63,6 +88,7 @@ class Workers:
         objective: Objective,
         count: int,
         timeout: float | None = None,
+        retries: int = 0,
         memory: float | None = None,
     ):
         if memory is not None and os.name != "posix":
@@ -78,7 +104,8 @@ class Workers:
         # A pickle names the modules that it needs; those of files are not found by name.
         files = [file for name, file in imported_files().items() if name.encode() in packed]
         told = {"objective": packed, "files": files, "memory": memory}
-        self._name, self._timeout, self._closed = objective.name, timeout, False
+        self._name, self._timeout, self._retries = objective.name, timeout, retries
+        self._closed = Event()
         self._all = [_Worker(objective.name, pickle.dumps(told)) for _ in range(count)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._all:
@@ -87,11 +114,13 @@ class Workers:
 
     def submit(self, batch: Batch) -> "Future[Reply]":
         """Score a batch in one call, as soon as a worker is free."""
-        return self._threads.submit(self._call, batch)
+        return self._threads.submit(
+            persistent, lambda: self._call(batch), self._retries, self._closed.wait
+        )
 
     def close(self) -> None:
         """End all workers, whatever they do."""
-        self._closed = True
+        self._closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._all:
             worker.kill()
@@ -99,7 +128,7 @@ class Workers:
     def _call(self, batch: Batch) -> Reply:
         worker = self._idle.get()
         try:
-            if self._closed:
+            if self._closed.is_set():
                 raise UserError(f"objective {self._name!r}: its workers have been closed")
             return worker.call(batch, self._timeout)
         finally:
