@@ -439,7 +439,7 @@ class TestAdaLomo(FirstOrderContract):
 
 def kept(contract: type) -> set[Any]:
     """What the tests above are about."""
-    attribute = {ObjectiveContract: "objective", EstimatorContract: "make"}[contract]
+    attribute = "objective" if contract is ObjectiveContract else "make"
     return {vars(kind)[attribute] for kind in contract.__subclasses__() if attribute in vars(kind)}
 
 
