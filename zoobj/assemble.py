@@ -141,7 +141,7 @@ def chosen(args: ZOConfig, model: Any, given: bool = False) -> tuple[ZOConfig, s
     if args.tune != "auto":
         return with_defaults(args), ""
     told = [name for name in _ABOUT_WEIGHTS if name in args.model_fields_set]
-    if is_first_order(args) or args.fo_layers is not None:
+    if differentiates(args):
         kind, why = "full", "gradients move the model's own weights"
     elif hasattr(model, "peft_config"):
         kind, why = "full", "the model has an adapter, which is tuned alone"
@@ -182,7 +182,7 @@ def make_tuned(
     """
     if args.tune == "full":
         return model
-    if is_first_order(args) or args.fo_layers is not None:
+    if differentiates(args):
         raise UserError(
             f"--tune {args.tune}: gradients move the model's own weights: leave tune at full, or "
             "have an adapter by --peft lora"
@@ -245,6 +245,13 @@ def is_first_order(args: ZOConfig) -> bool:
     return issubclass(method_class(args.method), FirstOrder)
 
 
+def differentiates(args: ZOConfig) -> bool:
+    """Whether a step takes derivatives of the training loss, by all that is tuned or a part."""
+    kind = method_class(args.method)
+    along = issubclass(kind, Estimator) and kind.derivative
+    return along or issubclass(kind, FirstOrder) or args.fo_layers is not None
+
+
 def first_eps(args: ZOConfig) -> float:
     """The eps of a run's first step."""
     if args.eps != "auto":
@@ -261,8 +268,10 @@ def make_method(args: ZOConfig) -> Estimator:
     kind = method_class(args.method)
     assert issubclass(kind, Estimator), "see make_first_order"
     _refuse(args, OF_METHODS.difference(kind.takes))
+    if kind.derivative:
+        _refuse(args, ("eps", "flip_target"))
     if args.fo_layers is None:
-        _refuse(args, OF_GRADIENTS)
+        _refuse(args, set(OF_GRADIENTS) - ({"surrogate"} if kind.derivative else set()))
     return kind(
         seed=args.seed,
         eps=first_eps(args),

@@ -120,9 +120,7 @@ class Probe:
             "state": method.state_dict(),
             **rewards(self.objective, outcomes),
         }
-        if self.args.weight_decay:
-            rate = self.args.weight_decay * method.learning_rate
-            line["decay"] = [rate, derive(self.args.seed, step, _DECAY)]
+        line |= decayed(self.args, step, method.learning_rate)
         if self.flips is not None:
             self.flips.update(pairs)
             line["flip_control"] = self.flips.state_dict()
@@ -171,6 +169,13 @@ class Probe:
             for first, *others in groups
             for other in others
         ]
+
+
+def decayed(args: ZOConfig, step: int, learning_rate: float) -> Line:
+    """What a line says of weight decay, where there is any: its rate, and a seed for rounding."""
+    if not args.weight_decay:
+        return {}
+    return {"decay": [args.weight_decay * learning_rate, derive(args.seed, step, _DECAY)]}
 
 
 def _in_order(groups: dict[tuple[int, ...], Group]) -> list[float]:

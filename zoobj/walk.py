@@ -25,7 +25,7 @@ from zoobj import kernels
 from zoobj.errors import UserError
 from zoobj.grid import ROOM, Grid, grids, moor
 from zoobj.interrupts import deferred
-from zoobj.noise import LARGEST_NORMAL, ROUNDING
+from zoobj.noise import LARGEST_NORMAL, NORMAL_BITS, ROUNDING
 from zoobj.noise import uniform as uniform_noise
 from zoobj.passes import Decay, Lane, Passes
 
@@ -160,6 +160,28 @@ class Walk:
         for grid, far in zip(self._grids, self._quanta([*lanes.values()]), strict=True):
             grid.reach += far
         self._due += [(seed, lanes[number]) for number, (seed, _) in enumerate(move)]
+
+    def direction(self, seed: int) -> dict[str, Tensor]:
+        """z(seed) itself, in memory, for what differentiates along it.
+
+        Returns:
+            For each tensor that it moves, by name, one of its shape, device and dtype; 0 where the
+            density leaves a weight alone. Normals have as many digits as the dtype.
+        """
+        start = time.perf_counter()
+        members = self._members[seed % len(self._members)]
+        unit = 1.0 if self.noise == "rademacher" else 2.0**-NORMAL_BITS
+        if self.noise == "sphere":
+            unit *= self._passes.radius(seed, members)
+        found = {n: torch.empty_like(self._grids[n].flat, dtype=torch.float32) for n in members}
+        self._passes.direction(seed, found)
+        told = {}
+        for number in sorted(found):
+            grid = self._grids[number]
+            z = found.pop(number).mul_(unit)  # one in float32 at a time gives way to its dtype
+            told[grid.name] = z.to(grid.flat.dtype).view(grid.param.shape)
+        self.seconds += time.perf_counter() - start
+        return told
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """What theta is beside the weights themselves, by tensor; goes to theta.
