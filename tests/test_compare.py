@@ -9,7 +9,7 @@ import pytest
 
 from zoobj import UserError, ZOConfig
 from zoobj.cli import main
-from zoobj.compare import _interval, _row, _verdict, compare
+from zoobj.compare import _interval, _markdown, _row, _verdict, compare
 from zoobj.comparison import Cell
 
 FEW = {
@@ -151,6 +151,17 @@ def test_a_failed_cell_is_counted_and_the_others_stay() -> None:
     assert (row["runs"], row["failed"], row["error"]) == (1, 1, "killed")
     assert row["value"] == 0.7
     assert _row("linear-probe", "token_f1", [{"error": "generates"}], 0.5) is None
+
+
+def test_what_gradients_are_trained_on_is_said() -> None:
+    row = _row("lomo", "token_f1", [{"result": run(0.7)}], 0.5)
+    assert row is not None
+    assert row["trained_on"] == "loglikelihood"
+    assert "| lomo (trained on loglikelihood) | token_f1 | 0.700 |" in _markdown([row])
+    for method, objective in (("lomo", "loglikelihood"), ("zo-sgd", "token_f1")):
+        row = _row(method, objective, [{"result": run(0.7)}], 0.5)
+        assert row is not None
+        assert "trained on" not in _markdown([row])
 
 
 def test_names_of_files() -> None:

@@ -15,6 +15,11 @@ from endpoint import serving
 
 from zoobj import estimators, objectives
 from zoobj.estimators import Estimator
+from zoobj.estimators.adalomo import AdaLomo
+from zoobj.estimators.fo_adam import FOAdam
+from zoobj.estimators.fo_sgd import FOSGD
+from zoobj.estimators.forward_grad import ForwardGrad
+from zoobj.estimators.lomo import LOMO
 from zoobj.estimators.one_point import OnePoint
 from zoobj.estimators.population import Population
 from zoobj.estimators.zo_adam import ZOAdam
@@ -27,7 +32,7 @@ from zoobj.objective import Batch, Objective, Score, as_objective
 from zoobj.registry import find
 from zoobj.task import Row, Task
 from zoobj.tasks import SST2, SquadMini
-from zoobj.testing import EstimatorContract, ObjectiveContract, TaskContract
+from zoobj.testing import EstimatorContract, FirstOrderContract, ObjectiveContract, TaskContract
 from zoobj.walk import Move, Offset
 
 PROMPTS = ["a", "b", "c", "d"]
@@ -413,6 +418,34 @@ class TestOnePointSeveralDirections(EstimatorContract):
     eps, learning_rate, steps = 0.1, 1e-2, 1000
 
 
+class TestForwardGrad(EstimatorContract):
+    make = ForwardGrad
+
+
+class TestForwardGradSeveralDirections(EstimatorContract):
+    make = functools.partial(ForwardGrad, directions=3, normalize=False)
+
+
+class TestFOSGD(FirstOrderContract):
+    make = FOSGD
+
+
+class TestFOAdam(FirstOrderContract):
+    make = FOAdam
+
+
+class TestLOMO(FirstOrderContract):
+    make = LOMO
+
+
+class TestLOMOClipped(FirstOrderContract):
+    make = functools.partial(LOMO, max_grad_norm=1.0, max_grad_value=0.5)
+
+
+class TestAdaLomo(FirstOrderContract):
+    make, learning_rate = AdaLomo, 0.1
+
+
 def kept(contract: type) -> set[Any]:
     """What the tests above are about."""
     attribute = {ObjectiveContract: "objective", EstimatorContract: "make"}[contract]
@@ -425,7 +458,8 @@ def test_every_registered_objective_is_above() -> None:
 
 
 def test_every_registered_method_is_above() -> None:
-    names = {getattr(make, "name", None) for make in kept(EstimatorContract)}
+    made = kept(EstimatorContract) + kept(FirstOrderContract)
+    names = {getattr(make, "name", None) for make in made}
     assert set(estimators.CATALOGUE) <= names
 
 

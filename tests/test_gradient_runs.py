@@ -16,6 +16,7 @@ from zoobj.cli import main
 from zoobj.data import minibatch
 from zoobj.interrupts import Interrupted
 from zoobj.models import load_model
+from zoobj.report import _plot
 from zoobj.scoring import Scorer
 from zoobj.scoring.differentiable import training_loss
 from zoobj.stopping import budget
@@ -195,7 +196,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = {"fo-adam, checkpoints", "hybrid"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
 def test_killed_at_random_moments(kind: str, tmp_path: Path) -> None:
     told = ["--objective", "loglikelihood", *KINDS[kind]]
     assert killed.run(*killed.train(tmp_path / "whole", *told)) == 0
@@ -247,3 +254,112 @@ def test_the_same_trainer_trains_twice(tmp_path: Path) -> None:
     trainer.args.overwrite_output_dir = True
     second = trainer.train()
     assert (second.before, second.after) == (first.before, first.after)
+
+
+# Weight decay, and both kinds of step at once -------------------------------------------------
+
+
+@pytest.mark.parametrize("to_base", [False, True])
+def test_a_log_with_decay_gives_back_its_weights(to_base: bool, tmp_path: Path) -> None:
+    told = {"tune": "full", "weight_decay": 2.0, "decay_to_base": to_base}
+    ZOTrainer(args=args(tmp_path / "run", learning_rate=3e-3, **told)).train()
+    told_lines = lines(tmp_path / "run")
+    rates = [line["decay"][0] for line in told_lines]
+    assert rates == pytest.approx([2 * line["learning_rate"] for line in told_lines])
+    best = json.loads((tmp_path / "run" / "result.json").read_text())["best_step"]
+    out = tmp_path / "new"
+    assert (
+        main(["replay", "--log", str(tmp_path / "run"), "--until", str(best), "--output", str(out)])
+        == 0
+    )
+    a, b = weights(tmp_path / "run"), weights(out)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_decay_shrinks_towards_its_goal(tmp_path: Path) -> None:
+    base, _ = load_model("tiny-qa")
+
+    def away(out: Path) -> tuple[float, float]:
+        """From 0, and from the base."""
+        pairs = [(weights(out)[name], p.detach()) for name, p in base.named_parameters()]
+        from_base = sum(float((a - b).square().sum()) for a, b in pairs)
+        return sum(float(a.square().sum()) for a, _ in pairs), from_base
+
+    found = {}
+    for name, more in {
+        "none": {},
+        "zero": {"weight_decay": 50.0},
+        "base": {"weight_decay": 50.0, "decay_to_base": True},
+    }.items():
+        told = args(tmp_path / name, tune="full", eval_steps=100, learning_rate=3e-3, **more)
+        ZOTrainer(args=told).train()
+        main(["replay", "--log", str(tmp_path / name), "--output", str(tmp_path / f"{name}-end")])
+        found[name] = away(tmp_path / f"{name}-end")
+    assert found["zero"][0] < 0.8 * found["none"][0]
+    assert found["base"][1] < 0.8 * found["none"][1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"decay_to_base": True}, "give that as well"),
+        ({"weight_decay": 2000.0}, "--weight_decay 2000: times learning_rate"),
+        ({"weight_decay": 0.1, "decay_to_base": True, "tune": "steer"}, "weight_decay alone"),
+    ],
+)
+def test_decay_that_can_not_be_is_refused(
+    more: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        ZOTrainer(args=args(tmp_path, **{"tune": "full", **more}))
+
+
+def test_a_hybrid_moves_each_part_by_its_own_means(tmp_path: Path) -> None:
+    base, _ = load_model("tiny-qa")
+    last = f".layers.{base.config.num_hidden_layers - 1}."
+    seen: list[set[str]] = []
+
+    class Look:
+        def on_step_begin(self, *told: Any, **kwargs: Any) -> None:
+            method = trainer.track.gradient.method  # type: ignore[union-attr]
+            plain = type(method).step
+
+            def spied(loss: Any) -> float:
+                needs = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
+                below = []
+                layers = trainer.model.model.layers
+                handle = layers[-2].register_forward_hook(
+                    lambda module, inputs, output: below.append(output)
+                )
+                value = plain(method, loss)
+                handle.remove()
+                assert below
+                hidden = [x[0] if isinstance(x, tuple) else x for x in below]
+                assert not any(x.requires_grad for x in hidden), "a graph below the last layers"
+                seen.append(needs)
+                return value
+
+            method.step = spied  # type: ignore[method-assign]
+
+    trainer = ZOTrainer(
+        args=args(tmp_path / "run", fo_layers=1, objective="token_f1"), callbacks=[Look()]
+    )
+    trainer.train()
+    by_gradients = {name for name, _ in base.named_parameters() if last in name}
+    assert seen == [by_gradients] * 6
+    assert set(trainer.track.walk.names).isdisjoint(by_gradients)
+    assert len(trainer.track.walk.names) + len(by_gradients) == len([*base.parameters()])
+    told = lines(tmp_path / "run")
+    assert all(line["move"] for line in told if not line["tie"])
+    assert told[-1]["gradient"]["loss"] < told[0]["gradient"]["loss"]
+    assert [line["evals"] for line in told] == [24 * n for n in range(1, 7)]
+
+
+def test_a_surrogate_is_measured_by_the_objective(tmp_path: Path) -> None:
+    """As `zoobj compare` runs them; with its report, which has no values to plot."""
+    told = args(tmp_path / "run", method="lomo", objective="token_f1", surrogate="loglikelihood")
+    result = ZOTrainer(args=told).train()
+    assert result.objective == "token_f1"
+    assert all(line["values"] == [] for line in lines(tmp_path / "run"))
+    report = _plot(result, lines(tmp_path / "run"), [])
+    assert "<svg" in report

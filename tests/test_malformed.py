@@ -64,6 +64,7 @@ FINE = {
     *(("seed", "0"), ("num_fewshot", "0"), ("early_stopping_threshold", "0")),
     *(("target_value", "0"), ("target_value", "-1")),
     *(("reward_workers", "0"), ("max_failed", "0"), ("adam_beta2", "0"), ("adam_epsilon", "0")),
+    ("weight_decay", "0"),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from zoobj.comparison import BASELINES, PROBE, ZERO_SHOT, Cell
+from zoobj.comparison import BASELINES, PROBE, ZERO_SHOT, Cell, surrogate_of
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError, did_you_mean
 from zoobj.files import jsonable, replace_text, write_json
@@ -123,6 +123,7 @@ def _row(method: str, objective: str, told: Sequence[Row], zero: float | None) -
         return None
     values = [result["value"] for result in done if result["value"] is not None]
     row: Row = {"method": method, "objective": objective, "runs": len(done), "failed": len(errors)}
+    row["trained_on"] = surrogate_of(method, objective) or objective
     if not values:
         return {**row, "error": errors[0] if errors else "no value"}
     gain = None if zero is None else fmean(values) - zero
@@ -167,7 +168,17 @@ def _verdict(done: Sequence[Row], low: float | None, high: float | None) -> str:
 def _write(rows: Sequence[Row], told: Sequence[Row], folder: Path) -> str:
     """compare.json, .csv, .md and, with matplotlib, .png."""
     write_json(folder / "compare.json", {"rows": jsonable(list(rows)), "cells": list(told)})
-    fields = ["method", "objective", "runs", "failed", "value", "gain", "gain_low", "gain_high"]
+    fields = [
+        "method",
+        "objective",
+        "trained_on",
+        "runs",
+        "failed",
+        "value",
+        "gain",
+        "gain_low",
+        "gain_high",
+    ]
     fields += ["verdict", "evals", "seconds", "seconds_in_walk", "peak_memory_bytes", "error"]
     with (folder / "compare.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)
@@ -188,7 +199,9 @@ def _markdown(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        start = f"| {row['method']} | {row['objective']} | "
+        other = row["trained_on"] != row["objective"]
+        trained = f" (trained on {row['trained_on']})" if other else ""
+        start = f"| {row['method']}{trained} | {row['objective']} | "
         if "value" not in row:
             lines.append(f"{start}failed: {row['error']} | | | | | | |")
             continue

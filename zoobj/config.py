@@ -24,7 +24,7 @@ _BY_GRADIENTS: dict[str, dict[str, Any]] = {  # docs/methods.md has the experime
     "fo-sgd": {"learning_rate": 1e-2},
     "lomo": {"learning_rate": 1e-2},
     "fo-adam": {"learning_rate": 1e-4},
-    "adalomo": {"learning_rate": 1e-2},
+    "adalomo": {"learning_rate": 1e-3},
 }
 
 
@@ -266,9 +266,14 @@ OF_METHODS = {
     *("normalize", "one_sided", "shaping", "momentum"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "svrg_interval", "anchor_batches"),
 }
-# Settings of gradients, and those of directions, which gradients have no use for.
+DIFFERENTIABLE = "loglikelihood"  # the objective that has a gradient; others may have it trained on
+# Settings of gradients, of how far to look, and of directions, which gradients have no use for.
 OF_GRADIENTS = ("max_grad_norm", "max_grad_value", "gradient_checkpointing", "surrogate")
-OF_DIRECTIONS = ("directions", "eps", "flip_target", "noise", "density", "blocks", "fo_layers")
+OF_EPS = ("eps", "flip_target")
+OF_DIRECTIONS = (
+    *("directions", *OF_EPS, "noise", "density", "blocks"),
+    *("fo_layers", "fo_learning_rate"),
+)
 # What may differ between a run and its continuation; all else would make it another run. Models and
 # data are known by their fingerprints, so that they may be moved.
 MAY_CHANGE_ON_RESUME = {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoobj.accounting import counted
 from zoobj.assemble import is_first_order, make_first_order, make_method
-from zoobj.config import ZOConfig
+from zoobj.config import DIFFERENTIABLE, ZOConfig
 from zoobj.data import minibatch
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
@@ -29,8 +29,6 @@ from zoobj.service import Service
 from zoobj.task import Example
 from zoobj.track import Track
 from zoobj.walk import Offset
-
-DIFFERENTIABLE = "loglikelihood"  # the objective, and the surrogate of all others
 
 
 class GradientStep:

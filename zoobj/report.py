@@ -74,7 +74,8 @@ def _plot(
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    scored = [(line["evals"], line["values"]) for line in steps if None not in line["values"]]
+    values = ((line["evals"], line["values"]) for line in steps)
+    scored = [(evals, told) for evals, told in values if told and None not in told]
     axes.plot(
         [evals for evals, _ in scored],
         [sum(values) / len(values) for _, values in scored],

@@ -15,8 +15,10 @@ In a test file of your own package, under pytest::
     class TestMySPSA(EstimatorContract):
         make = MySPSA                         # called with seed, eps and learning_rate
 
-pytest collects every ``test_...`` of the class. Checks that don't apply (the marks of gold under an
-objective that needs a model, say) pass without a word. pytest itself is not imported.
+A first-order method has ``FirstOrderContract``, whose ``make`` is called with parameters and a
+learning rate. pytest collects every ``test_...`` of the class. Checks that don't apply (the marks
+of gold under an objective that needs a model, say) pass without a word. pytest itself is not
+imported.
 """
 
 import json
@@ -26,7 +28,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from zoobj.estimators import Estimator
+from zoobj.estimators import Estimator, FirstOrder
 from zoobj.evaluation import gold_batch
 from zoobj.objective import Batch, Objective, as_objective, is_score
 from zoobj.signal import judge
@@ -34,7 +36,7 @@ from zoobj.task import SPLITS, Example, Task
 from zoobj.walk import Move, Offset, Walk
 from zoobj.worker import pack, unpack
 
-__all__ = ["EstimatorContract", "ObjectiveContract", "TaskContract", "taken"]
+__all__ = ["EstimatorContract", "FirstOrderContract", "ObjectiveContract", "TaskContract", "taken"]
 
 _EXAMPLES = 200  # of a split: enough to find a mistake, whatever the size of the data set
 
@@ -282,14 +284,109 @@ class EstimatorContract:
         def loss(number: int, offset: Offset) -> float:
             if method.derivative and offset:
                 walk.goto({})
-                slopes = 2 * weights.detach()
-                return sum(a * float(slopes @ walk.direction(s)["weights"]) for s, a in offset.items())
+                ((seed, scale),) = offset.items()
+                return scale * float(2 * weights.detach() @ walk.direction(seed)["weights"])
             walk.goto(offset)
             return float(weights.detach().square().sum())
 
         for step in range(self.steps):
             walk.commit(taken(method, step, loss)[1])
         assert loss(0, {}) < 0.2
+
+
+class FirstOrderContract:
+    """What the engine relies on in a first-order method.
+
+    Attributes:
+        make: called with parameters and ``learning_rate``; a class or a function.
+        learning_rate, steps: with which it brings a quadratic in 20 weights from a loss of 1 below
+            a fifth of that.
+    """
+
+    make: ClassVar[Callable[..., FirstOrder]]
+    learning_rate: ClassVar[float] = 2e-2
+    steps: ClassVar[int] = 100
+
+    def _params(self) -> list[torch.nn.Parameter]:
+        """A matrix and a vector of 10 weights each, whose squares add up to 1."""
+        shapes = ((2, 5), (10,))
+        return [torch.nn.Parameter(torch.full(shape, 20**-0.5)) for shape in shapes]
+
+    def _made(self, params: Sequence[torch.nn.Parameter], **settings: Any) -> FirstOrder:
+        return type(self).make(params, learning_rate=self.learning_rate, **settings)
+
+    def test_says_what_it_costs(self) -> None:
+        method = self._made(self._params())
+        assert isinstance(method.name, str)
+        assert method.evaluations >= 1
+        assert all(count >= 1 for count in method.batches)
+
+    def test_minimises_a_quadratic(self) -> None:
+        params = self._params()
+        method = self._made(params)
+        losses = [method.step(lambda: _square(params)) for _ in range(self.steps)]
+        assert math.isclose(losses[0], 1.0, rel_tol=1e-5), "return the loss before the step"
+        assert float(_square(params)) < 0.2
+
+    def test_leaves_no_gradient_and_no_hook(self) -> None:
+        params = self._params()
+        self._made(params).step(lambda: _square(params))
+        assert all(param.grad is None for param in params)
+        _square(params).backward()
+        assert all(param.grad is not None for param in params), "a hook is left"
+
+    def test_frozen_parameters_stay(self) -> None:
+        params = self._params()
+        params[1].requires_grad_(False)
+        before = params[1].clone()
+        self._made(params).step(lambda: _square(params))
+        assert torch.equal(params[1], before)
+
+    def test_micro_batches_are_one_batch(self) -> None:
+        whole, parts = self._params(), self._params()
+        one, several = self._made(whole), self._made(parts)
+        for _ in range(5):
+            one.step(lambda: _square(whole))
+            several.step(lambda: (_square(parts) / 4 for _ in range(4)))
+        assert all(torch.allclose(a, b) for a, b in zip(whole, parts, strict=True))
+
+    def test_the_learning_rate_may_change(self) -> None:
+        params = self._params()
+        method = self._made(params)
+        method.learning_rate = 0.0
+        method.step(lambda: _square(params))
+        assert all(torch.equal(a, b) for a, b in zip(params, self._params(), strict=True))
+
+    def test_weight_decay_is_decoupled(self) -> None:
+        """It does not depend on the gradient's size: plain against decayed, one step."""
+        plain, decayed, pulled = self._params(), self._params(), self._params()
+        anchor = {param: torch.ones_like(param) for param in pulled}
+        self._made(plain).step(lambda: _square(plain))
+        self._made(decayed, weight_decay=0.5).step(lambda: _square(decayed))
+        self._made(pulled, weight_decay=0.5, anchor=anchor).step(lambda: _square(pulled))
+        share = 0.5 * self.learning_rate
+        for a, b, c, start in zip(plain, decayed, pulled, self._params(), strict=True):
+            assert torch.allclose(a - b, share * start, rtol=0.05, atol=1e-6)
+            assert torch.allclose(a - c, share * (start - 1), rtol=0.05, atol=1e-6)
+
+    def test_takes_up_where_it_left(self) -> None:
+        params = self._params()
+        method = self._made(params)
+        for _ in range(3):
+            method.step(lambda: _square(params))
+        copies = [torch.nn.Parameter(param.detach().clone()) for param in params]
+        state = {name: value.clone() for name, value in method.state_dict().items()}
+        resumed = self._made(copies)
+        resumed.load_state_dict(state)
+        for _ in range(3):
+            method.step(lambda: _square(params))
+            resumed.step(lambda: _square(copies))
+        assert all(torch.equal(a, b) for a, b in zip(params, copies, strict=True))
+
+
+def _square(params: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of all squares."""
+    return torch.cat([param.flatten() for param in params]).square().sum()
 
 
 def taken(

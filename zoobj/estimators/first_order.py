@@ -149,8 +149,9 @@ class Fused(FirstOrder):
     def _apply(self, param: Parameter, grad: Tensor) -> None:
         if self.max_grad_value is not None:
             grad.clamp_(-self.max_grad_value, self.max_grad_value)
+        change = self.update(param, grad)
         self._decay(param)
-        param.add_(self.update(param, grad), alpha=-self.learning_rate)
+        param.add_(change, alpha=-self.learning_rate)
 
     def _scale(self, loss: Loss) -> float:
         """What brings the norm of all gradients down to the largest allowed; as torch clips."""

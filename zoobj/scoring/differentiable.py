@@ -78,7 +78,9 @@ def derivative(
     Returns:
         L in nats, and sum_i dL/dtheta_i along_i.
     """
-    model = _Within(scorer.model, lambda: list(map(ad.unpack_dual, training_losses(scorer, examples))))
+    model = _Within(
+        scorer.model, lambda: [ad.unpack_dual(loss) for loss in training_losses(scorer, examples)]
+    )
     params = dict(scorer.model.named_parameters())
     places = {params[name].data_ptr(): z for name, z in along.items()}  # tied ones move together
     with ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
