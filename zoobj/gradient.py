@@ -159,7 +159,11 @@ class ForwardStep:
     def _along(self, offset: Offset, examples: Sequence[Example]) -> tuple[float, float]:
         """The loss, and its derivative along a direction."""
         ((seed, scale),) = offset.items()
-        loss, slope = derivative(self.scorer, examples, self.track.walk.direction(seed))
+        loss, slope = derivative(
+            self.scorer.model,
+            lambda: training_losses(self.scorer, examples),
+            self.track.walk.direction(seed),
+        )
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss}: lower the learning rate")
         return loss, scale * slope

@@ -172,14 +172,14 @@ class Passes:
                 count += int(chosen.sum())
         return math.sqrt(count / square) * 2**noise.NORMAL_BITS if square else 1.0
 
-    def direction(self, seed: int, into: Mapping[int, Tensor]) -> None:
-        """Write z into these tensors, by number: [numel] each; for Gaussian noise in 2^-20."""
+    def direction(self, seed: int, unit: float, into: Mapping[int, Tensor]) -> None:
+        """Write unit times the whole numbers of the noise into these tensors: [numel] each."""
         for piece in self._pieces:
             spans = [s for s in _spans(piece) if s.tensor in into]
             if not spans:
                 continue
             z, moves = self._noise(seed, piece)
-            z = z.mul_(moves).view(-1)
+            z = (z * moves * unit).view(-1)  # exact in float32, but for the unit of a sphere
             for span in spans:
                 start = int(span.at[0]) * noise.ROW
                 into[span.tensor][start : start + span.weight.numel()] = z[span.place]

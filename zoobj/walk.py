@@ -173,15 +173,10 @@ class Walk:
         unit = 1.0 if self.noise == "rademacher" else 2.0**-NORMAL_BITS
         if self.noise == "sphere":
             unit *= self._passes.radius(seed, members)
-        found = {n: torch.empty_like(self._grids[n].flat, dtype=torch.float32) for n in members}
-        self._passes.direction(seed, found)
-        told = {}
-        for number in sorted(found):
-            grid = self._grids[number]
-            z = found.pop(number).mul_(unit)  # one in float32 at a time gives way to its dtype
-            told[grid.name] = z.to(grid.flat.dtype).view(grid.param.shape)
+        into = {number: torch.empty_like(self._grids[number].flat) for number in sorted(members)}
+        self._passes.direction(seed, unit, into)
         self.seconds += time.perf_counter() - start
-        return told
+        return {self._grids[n].name: z.view(self._grids[n].param.shape) for n, z in into.items()}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """What theta is beside the weights themselves, by tensor; goes to theta.

@@ -1,4 +1,4 @@
-"""The training loss of methods that differentiate: the mean negative log-likelihood of gold answers.
+"""The training loss where one is differentiated: mean negative log-likelihood of gold answers.
 
 What the objective ``loglikelihood`` measures, with its sign turned, on the same tokens and by the
 same forward pass, but with a graph:
@@ -7,7 +7,7 @@ same forward pass, but with a graph:
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -64,34 +64,33 @@ def training_loss(
 
 @torch.no_grad()
 def derivative(
-    scorer: Scorer, examples: Sequence[Example], along: Mapping[str, Tensor]
+    model: Any, losses: Callable[[], Iterable[Tensor]], along: Mapping[str, Tensor]
 ) -> tuple[float, float]:
-    """L, and how fast it changes along a direction, by one forward pass: forward-mode AD.
+    """A loss, and how fast it changes along a direction, by one forward pass: forward-mode AD.
 
     Each number in the pass carries its tangent (``torch.autograd.forward_ad``); there is no graph.
     Attention is torch's plain one meanwhile: fused kernels have no derivative of this kind.
 
     Args:
-        scorer, examples: as for ``training_losses``.
-        along: the direction, for those of the model's parameters that it moves.
+        model: whose parameters are moved.
+        losses: runs the model; micro-batches' shares of the loss, as of ``training_losses``.
+        along: the direction, for those of its parameters that it moves, by name.
 
     Returns:
-        L in nats, and sum_i dL/dtheta_i along_i.
+        The loss L, and sum_i dL/dtheta_i along_i.
     """
-    model = _Within(
-        scorer.model, lambda: [ad.unpack_dual(loss) for loss in training_losses(scorer, examples)]
-    )
-    params = dict(scorer.model.named_parameters())
+    params = dict(model.named_parameters())
     places = {params[name].data_ptr(): z for name, z in along.items()}  # tied ones move together
+    within = _Within(model, lambda: [ad.unpack_dual(loss) for loss in losses()])
     with ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         duals = {
             f"model.{name}": ad.make_dual(param, places[param.data_ptr()])
             for name, param in params.items()
             if param.data_ptr() in places
         }
-        parts = torch.func.functional_call(model, duals, ())
-        tangents = [float(part.tangent) for part in parts if part.tangent is not None]
-        return math.fsum(float(part.primal) for part in parts), math.fsum(tangents)
+        parts = torch.func.functional_call(within, duals, ())
+        slopes = [float(part.tangent) for part in parts if part.tangent is not None]
+        return math.fsum(float(part.primal) for part in parts), math.fsum(slopes)
 
 
 class _Within(torch.nn.Module):
