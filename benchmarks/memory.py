@@ -4,9 +4,9 @@
     python benchmarks/memory.py --layers 4 --rows 8 --json memory.json
 
 Each runs in a process of its own, on the same random batch: "inference" is two forward passes,
-"zo-sgd" two two-point steps on the walk, "forward-grad" two derivatives, the others two steps of the method, by cross-entropy over
-all tokens. Peak is of resident memory from when the model is there, less what the process had
-before: weights, and whatever else. Needs Linux.
+"zo-sgd" two two-point steps on the walk, "forward-grad" two derivatives, the others two steps of
+the method, by cross-entropy over all tokens. Peak is of resident memory from when the model is
+there, less what the process had before: weights, and whatever else. Needs Linux.
 """
 
 import argparse

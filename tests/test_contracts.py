@@ -448,7 +448,7 @@ class TestAdaLomo(FirstOrderContract):
 
 def kept(contract: type) -> set[Any]:
     """What the tests above are about."""
-    attribute = {ObjectiveContract: "objective", EstimatorContract: "make"}[contract]
+    attribute = "objective" if contract is ObjectiveContract else "make"
     return {vars(kind)[attribute] for kind in contract.__subclasses__() if attribute in vars(kind)}
 
 
@@ -458,7 +458,7 @@ def test_every_registered_objective_is_above() -> None:
 
 
 def test_every_registered_method_is_above() -> None:
-    made = kept(EstimatorContract) + kept(FirstOrderContract)
+    made = kept(EstimatorContract) | kept(FirstOrderContract)
     names = {getattr(make, "name", None) for make in made}
     assert set(estimators.CATALOGUE) <= names
 
