@@ -212,7 +212,8 @@ def make_step(
     if by_gradients:
         assert track.gradient is not None
         return track.gradient
-    method, probe = make_method(args), None
+    method = make_method(args)
+    probe: Probe | ForwardStep
     if method.derivative:
         probe = ForwardStep(args, objective, method, track, scorer, examples)
     else:
