@@ -4,9 +4,9 @@
     python benchmarks/memory.py --layers 4 --rows 8 --json memory.json
 
 Each runs in a process of its own, on the same random batch: "inference" is two forward passes,
-"zo-sgd" two two-point steps on the walk, the others two steps of the method, by cross-entropy over
-all tokens. Peak is of resident memory from when the model is there, less what the process had
-before: weights, and whatever else. Needs Linux.
+"zo-sgd" two two-point steps on the walk, "forward-grad" two derivatives, the others two steps of
+the method, by cross-entropy over all tokens. Peak is of resident memory from when the model is
+there, less what the process had before: weights, and whatever else. Needs Linux.
 """
 
 import argparse
@@ -22,9 +22,9 @@ import torch
 from zoobj import Walk
 from zoobj.assemble import method_class
 from zoobj.environment import share_memory
-from zoobj.scoring.differentiable import checkpointed
+from zoobj.scoring.differentiable import checkpointed, derivative
 
-METHODS = ("inference", "zo-sgd", "lomo", "adalomo", "fo-sgd", "fo-adam")
+METHODS = ("inference", "zo-sgd", "forward-grad", "lomo", "adalomo", "fo-sgd", "fo-adam")
 _MIB = 2**20
 
 
@@ -54,6 +54,9 @@ def step_of(name: str, model: Any, ids: torch.Tensor) -> Callable[[], Any]:
     forward = torch.no_grad()(loss)
     if name == "inference":
         return forward
+    if name == "forward-grad":
+        directions = Walk(model.named_parameters())
+        return lambda: derivative(model, lambda: [loss()], directions.direction(1))
     if name != "zo-sgd":
         method: Any = method_class(name.partition(" ")[0])(model.parameters(), learning_rate=1e-3)
         if name.endswith("checkpointed"):

@@ -18,6 +18,7 @@ from zoobj.estimators import Estimator
 from zoobj.estimators.adalomo import AdaLomo
 from zoobj.estimators.fo_adam import FOAdam
 from zoobj.estimators.fo_sgd import FOSGD
+from zoobj.estimators.forward_grad import ForwardGrad
 from zoobj.estimators.lomo import LOMO
 from zoobj.estimators.one_point import OnePoint
 from zoobj.estimators.population import Population
@@ -417,6 +418,14 @@ class TestOnePointSeveralDirections(EstimatorContract):
     eps, learning_rate, steps = 0.1, 1e-2, 1000
 
 
+class TestForwardGrad(EstimatorContract):
+    make = ForwardGrad
+
+
+class TestForwardGradSeveralDirections(EstimatorContract):
+    make = functools.partial(ForwardGrad, directions=3, normalize=False)
+
+
 class TestFOSGD(FirstOrderContract):
     make = FOSGD
 
@@ -449,7 +458,7 @@ def test_every_registered_objective_is_above() -> None:
 
 
 def test_every_registered_method_is_above() -> None:
-    made = kept(EstimatorContract) + kept(FirstOrderContract)
+    made = kept(EstimatorContract) | kept(FirstOrderContract)
     names = {getattr(make, "name", None) for make in made}
     assert set(estimators.CATALOGUE) <= names
 

@@ -50,6 +50,7 @@ TWINS: list[tuple[Any, Any, float, dict[str, Any]]] = [
 ]
 OWN_SCALE = (ZOSign, ZOAdam)  # have no use for ``normalize``
 ALL = [name for name in sorted(CATALOGUE) if issubclass(method_class(name), Estimator)]
+SCORED = [name for name in ALL if not method_class(name).derivative]  # at offsets, by the walk
 
 
 def made(kind: Any, lr: float, eps: float = 0.01, **settings: Any) -> Any:
@@ -250,7 +251,7 @@ def steps_on_a_walk(method: Estimator, walk: Walk, params: Sequence[Any], steps:
     walk.goto({})
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", SCORED)
 def test_memory_is_seeds_and_scalars(name: str) -> None:
     """Whatever the number of weights: the same few bytes, and no tensor among them."""
     sizes = []
@@ -264,7 +265,7 @@ def test_memory_is_seeds_and_scalars(name: str) -> None:
     assert abs(sizes[0] - sizes[1]) < 300
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", SCORED)
 def test_passes_are_the_documented_ones(name: str) -> None:
     """One for each offset: restore and update are folded into the next."""
     weights = torch.nn.Parameter(torch.zeros(500))
@@ -279,7 +280,7 @@ def test_passes_are_the_documented_ones(name: str) -> None:
         assert len(passes) == len(offsets) == method.evaluations
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", SCORED)
 def test_equal_shapes_have_noise_of_their_own(name: str) -> None:
     params = {key: torch.nn.Parameter(torch.zeros(500)) for key in "abcd"}
     method = make_method(ZOConfig(method=name))
@@ -419,7 +420,7 @@ class Interrupt:
 
 @pytest.mark.usefixtures("no_statistics")
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", SCORED)
 def test_a_run_that_is_cut_off_ends_as_it_would_have(tmp_path: Path, method: str) -> None:
     """Within a step, in whatever round: what was scored is not asked for again."""
     at = 7 if method == "zo-conservative" else 9  # the try-out is 1, step 0 begins with 4

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from zoobj.config import (
     FIRST_EPS,
     OF_DIRECTIONS,
+    OF_EPS,
     OF_GRADIENTS,
     OF_METHODS,
     ZOConfig,
@@ -150,7 +151,7 @@ def chosen(args: ZOConfig, model: Any, given: bool = False) -> tuple[ZOConfig, s
     if args.tune != "auto":
         return with_defaults(args), ""
     told = [name for name in _ABOUT_WEIGHTS if name in args.model_fields_set]
-    if is_first_order(args) or args.fo_layers is not None:
+    if differentiates(args.method) or args.fo_layers is not None:
         kind, why = "full", "gradients move the model's own weights"
     elif hasattr(model, "peft_config"):
         kind, why = "full", "the model has an adapter, which is tuned alone"
@@ -191,7 +192,7 @@ def make_tuned(
     """
     if args.tune == "full":
         return model
-    if is_first_order(args) or args.fo_layers is not None:
+    if differentiates(args.method) or args.fo_layers is not None:
         raise UserError(
             f"--tune {args.tune}: gradients move the model's own weights: leave tune at full, or "
             "have an adapter by --peft lora"
@@ -254,6 +255,12 @@ def is_first_order(args: ZOConfig) -> bool:
     return issubclass(method_class(args.method), FirstOrder)
 
 
+def differentiates(name: str) -> bool:
+    """Whether a method needs derivatives of what it is trained on."""
+    kind = method_class(name)
+    return issubclass(kind, FirstOrder) or kind.derivative
+
+
 def first_eps(args: ZOConfig) -> float:
     """The eps of a run's first step."""
     if args.eps != "auto":
@@ -270,8 +277,11 @@ def make_method(args: ZOConfig) -> Estimator:
     kind = method_class(args.method)
     assert issubclass(kind, Estimator), "see make_first_order"
     _refuse(args, OF_METHODS.difference(kind.takes, kind.allows))
+    if kind.derivative:
+        _refuse(args, OF_EPS)
     if args.fo_layers is None:
-        _refuse(args, {*OF_GRADIENTS, "fo_learning_rate"})
+        beside = {*OF_GRADIENTS, "fo_learning_rate"}
+        _refuse(args, beside - {"surrogate"} if kind.derivative else beside)
     return kind(
         seed=args.seed,
         eps=first_eps(args),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zoobj.config import DIFFERENTIABLE, OF_DIRECTIONS, ZOConfig
+from zoobj.config import DIFFERENTIABLE, OF_DIRECTIONS, OF_EPS, ZOConfig
 from zoobj.errors import UserError
 from zoobj.files import write_json
 
@@ -45,22 +45,25 @@ def result(cell: Cell, settings: dict[str, Any], shots: int, folder: Path) -> di
     Raises:
         UserError: what a user can mend.
     """
+    from zoobj.assemble import method_class
+    from zoobj.estimators import FirstOrder
+
     args = ZOConfig(**settings, objective=cell.objective)
     if cell.method in BASELINES:
         return {"evals": 0, "seconds_in_walk": 0.0, **_baseline(cell.method, args, shots)}
     told = {"method": cell.method, "seed": cell.seed, "resume_from_checkpoint": "auto"}
     if surrogate := surrogate_of(cell.method, cell.objective):
         told["surrogate"] = surrogate
-        settings = {key: value for key, value in settings.items() if key not in OF_DIRECTIONS}
+        unused = OF_DIRECTIONS if issubclass(method_class(cell.method), FirstOrder) else OF_EPS
+        settings = {key: value for key, value in settings.items() if key not in unused}
     return _trained(ZOConfig(**{**settings, **told}, objective=cell.objective), folder / cell.name)
 
 
 def surrogate_of(method: str, objective: str) -> str | None:
     """What a method is trained on where that is not the objective, as it needs gradients."""
-    from zoobj.assemble import method_class
-    from zoobj.estimators import FirstOrder
+    from zoobj.assemble import differentiates
 
-    if method in BASELINES or not issubclass(method_class(method), FirstOrder):
+    if method in BASELINES or not differentiates(method):
         return None
     return None if objective == DIFFERENTIABLE else DIFFERENTIABLE
 

@@ -297,10 +297,11 @@ OF_METHODS = {
     *("tie_breaker", "race", "grow_batch"),
 }
 DIFFERENTIABLE = "loglikelihood"  # the objective that has a gradient; others may have it trained on
-# Settings of gradients, and those of directions, which gradients have no use for.
+# Settings of gradients, of how far to look, and of directions, which gradients have no use for.
 OF_GRADIENTS = ("max_grad_norm", "max_grad_value", "gradient_checkpointing", "surrogate")
+OF_EPS = ("eps", "flip_target")
 OF_DIRECTIONS = (
-    *("directions", "eps", "flip_target", "noise", "density", "blocks"),
+    *("directions", *OF_EPS, "noise", "density", "blocks"),
     *("fo_layers", "fo_learning_rate"),
 )
 # What may differ between a run and its continuation; all else would make it another run. Models and

@@ -16,17 +16,20 @@ from zoobj.assemble import is_first_order, make_first_order, make_method
 from zoobj.config import DIFFERENTIABLE, ZOConfig
 from zoobj.data import minibatch
 from zoobj.errors import UserError
+from zoobj.estimators.base import Estimator
+from zoobj.files import jsonable
 from zoobj.log import Line
 from zoobj.objective import Objective
 from zoobj.parameters import base_anchor, moved
-from zoobj.probe import Probe, Probed
+from zoobj.probe import Probe, Probed, decayed
 from zoobj.run import RunFolder
 from zoobj.scoring import Scorer
-from zoobj.scoring.differentiable import training_losses
+from zoobj.scoring.differentiable import derivative, training_losses
 from zoobj.service import Service
 from zoobj.task import Example
 from zoobj.ties import TieBreaker
 from zoobj.track import Track
+from zoobj.walk import Offset
 
 
 class GradientStep:
@@ -67,22 +70,8 @@ class GradientStep:
         """Move, and say so; what it says is not in the log yet: see ``Probe``."""
         rate, size = self.method.learning_rate, self.args.per_device_train_batch_size
         loss = self.move(step, rate)
-        line = {
-            "step": step,
-            "move": [],
-            "values": [-loss] if self.objective.name == DIFFERENTIABLE else [],
-            "n": size,
-            "failed": 0,
-            "flips": 0,
-            "tie": False,
-            "eps": 0.0,
-            "learning_rate": rate,
-            "evals": run.evals + size,
-            "checksum": digest,
-            "signal": counted([]),
-            "state": {},
-            "gradient": {"loss": loss, "learning_rate": rate},
-        }
+        line = _line(step, digest, self.objective, loss, size, rate)
+        line |= {"evals": run.evals + size, "gradient": {"loss": loss, "learning_rate": rate}}
         return Probed(line, [], [], [])
 
     def move(self, step: int, learning_rate: float) -> float:
@@ -121,6 +110,66 @@ class GradientStep:
                 param.requires_grad_(True)
 
 
+class ForwardStep:
+    """A step of a method that is told derivatives along directions, where others are told scores.
+
+    It is a move like theirs. Nothing in it is paid for, so one that was cut off is done once more.
+
+    Args:
+        args, objective, track, scorer, examples: as for ``GradientStep``.
+        method: says which directions, and what the derivatives along them mean.
+
+    Raises:
+        UserError: an objective without a gradient.
+    """
+
+    def __init__(
+        self,
+        args: ZOConfig,
+        objective: Objective,
+        method: Estimator,
+        track: Track,
+        scorer: Scorer,
+        examples: list[Example],
+    ):
+        check_differentiable(args, objective)
+        self.args, self.objective, self.method = args, objective, method
+        self.track, self.scorer, self.examples = track, scorer, examples
+
+    def __call__(self, run: RunFolder, step: int, digest: str | None) -> Probed:
+        """Differentiate at the weights as they are; the move waits to be made: see ``Probe``."""
+        method, size = self.method, self.args.per_device_train_batch_size
+        examples = minibatch(self.examples, size, self.args.seed, step)
+        self.track.walk.goto({})
+        told = [self._along(offset, examples) for offset in method.offsets(step)]
+        slopes = [slope for _, slope in told]
+        line = _line(step, digest, self.objective, told[0][0], size, method.learning_rate)
+        line |= {
+            "move": method.move(slopes),
+            "derivatives": jsonable(slopes),
+            "evals": run.evals + len(told) * size,
+            "state": method.state_dict(),
+            **decayed(self.args, step, method.learning_rate),
+        }
+        return Probed(line, [], [], [])
+
+    def resume(self, line: Line) -> None:
+        """Take up where the step of this line left off."""
+        self.method.load_state_dict(line["state"])
+
+    def _along(self, offset: Offset, examples: Sequence[Example]) -> tuple[float, float]:
+        """The loss, and its derivative along a direction."""
+        ((seed, scale),) = offset.items()
+        loss, slope = derivative(
+            self.scorer.model,
+            lambda: training_losses(self.scorer, examples),
+            self.track.walk.direction(seed),
+        )
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss}: lower the learning rate")
+        return loss, scale * slope
+
+
 class Hybrid:
     """A step of a method that scores, and one by gradients: each moves its own layers.
 
@@ -129,7 +178,7 @@ class Hybrid:
         gradient: of the last layers.
     """
 
-    def __init__(self, probe: Probe, gradient: GradientStep):
+    def __init__(self, probe: Probe | ForwardStep, gradient: GradientStep):
         self.probe, self.gradient = probe, gradient
         self.method, self.args = probe.method, probe.args
 
@@ -157,7 +206,7 @@ def make_step(
     service: Service,
     examples: list[Example],
     ties: TieBreaker | None = None,
-) -> Probe | GradientStep | Hybrid:
+) -> Probe | ForwardStep | GradientStep | Hybrid:
     """What makes the steps of a run, from a step's number to the line of the log."""
     by_gradients = is_first_order(args)
     if by_gradients or args.fo_layers is not None:
@@ -165,8 +214,33 @@ def make_step(
     if by_gradients:
         assert track.gradient is not None
         return track.gradient
-    probe = Probe(args, objective, make_method(args), track, scorer, service, examples, ties)
+    method = make_method(args)
+    probe: Probe | ForwardStep
+    if method.derivative:
+        probe = ForwardStep(args, objective, method, track, scorer, examples)
+    else:
+        probe = Probe(args, objective, method, track, scorer, service, examples, ties)
     return probe if track.gradient is None else Hybrid(probe, track.gradient)
+
+
+def _line(
+    step: int, digest: str | None, objective: Objective, loss: float, size: int, rate: float
+) -> Line:
+    """What the log says of a step that scores nothing, as if it did, but for its evaluations."""
+    return {
+        "step": step,
+        "move": [],
+        "values": [-loss] if objective.name == DIFFERENTIABLE else [],
+        "n": size,
+        "failed": 0,
+        "flips": 0,
+        "tie": False,
+        "eps": 0.0,
+        "learning_rate": rate,
+        "checksum": digest,
+        "signal": counted([]),
+        "state": {},
+    }
 
 
 def check_differentiable(args: ZOConfig, objective: Objective) -> None:

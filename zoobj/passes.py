@@ -6,7 +6,7 @@ by few calls. Neither changes a bit: an element's noise depends on its tensor an
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -165,17 +165,37 @@ class Passes:
             spans = [s for s in _spans(piece) if s.tensor in members]
             if not spans:
                 continue
-            row, stream = _rows(piece)
-            mask, table = self._constants[row.device]
-            z = noise.normals(noise.key_of(seed), row, stream, table)
-            moves = torch.ones_like(z, dtype=torch.bool)
-            if self._sparse:
-                moves = kernels.chosen(mask, row, stream)
+            z, moves = self._noise(seed, piece)
             for span in spans:  # sums of integers: the same in any order
                 chosen = moves.view(-1)[span.place]
                 square += int((z.view(-1)[span.place].square() * chosen).sum())
                 count += int(chosen.sum())
         return math.sqrt(count / square) * 2**noise.NORMAL_BITS if square else 1.0
+
+    def direction(self, seed: int, unit: float, into: Mapping[int, Tensor]) -> None:
+        """Write unit times the whole numbers of the noise into these tensors: [numel] each."""
+        for piece in self._pieces:
+            spans = [s for s in _spans(piece) if s.tensor in into]
+            if not spans:
+                continue
+            z, moves = self._noise(seed, piece)
+            z = (z * moves * unit).view(-1)  # exact in float32, but for the unit of a sphere
+            for span in spans:
+                start = int(span.at[0]) * noise.ROW
+                into[span.tensor][start : start + span.weight.numel()] = z[span.place]
+
+    def _noise(self, seed: int, piece: _Span | _Group) -> tuple[Tensor, Tensor]:
+        """The whole numbers that are a piece's noise, and which weights move: [n, 4, 32] each."""
+        row, stream = _rows(piece)
+        mask, table = self._constants[row.device]
+        key = noise.key_of(seed)
+        if self._gaussian:
+            z = noise.normals(key, row, stream, table)
+        else:
+            z = noise.signs(key, row, stream)
+        if self._sparse:
+            return z, kernels.chosen(mask, row, stream)
+        return z, torch.ones_like(z, dtype=torch.bool)
 
     def _batches(self, lanes: Sequence[Lane]) -> list[_Batch]:
         lanes = [lane for lane in lanes if lane.moves()]

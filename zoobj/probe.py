@@ -133,9 +133,7 @@ class Probe:
             line["move"] += move
         if self.args.race is not None:
             line["calls"] = calls
-        if self.args.weight_decay:
-            rate = self.args.weight_decay * method.learning_rate
-            line["decay"] = [rate, derive(self.args.seed, step, _DECAY)]
+        line |= decayed(self.args, step, method.learning_rate)
         line |= self._steered(pairs)
         return Probed(line, groups, pairs, outcomes)
 
@@ -246,6 +244,13 @@ class Probe:
             for first, *others in groups
             for other in others
         ]
+
+
+def decayed(args: ZOConfig, step: int, learning_rate: float) -> Line:
+    """What a line says of weight decay, where there is any: its rate, and a seed for rounding."""
+    if not args.weight_decay:
+        return {}
+    return {"decay": [args.weight_decay * learning_rate, derive(args.seed, step, _DECAY)]}
 
 
 def _in_order(groups: dict[tuple[int, ...], Group]) -> list[float]:

@@ -282,6 +282,10 @@ class EstimatorContract:
         method = self._made()
 
         def loss(number: int, offset: Offset) -> float:
+            if method.derivative and offset:
+                walk.goto({})
+                ((seed, scale),) = offset.items()
+                return scale * float(2 * weights.detach() @ walk.direction(seed)["weights"])
             walk.goto(offset)
             return float(weights.detach().square().sum())
 

@@ -25,7 +25,7 @@ from zoobj import kernels
 from zoobj.errors import UserError
 from zoobj.grid import ROOM, Grid, grids, moor
 from zoobj.interrupts import deferred
-from zoobj.noise import LARGEST_NORMAL, ROUNDING
+from zoobj.noise import LARGEST_NORMAL, NORMAL_BITS, ROUNDING
 from zoobj.noise import uniform as uniform_noise
 from zoobj.passes import Decay, Lane, Passes
 
@@ -160,6 +160,23 @@ class Walk:
         for grid, far in zip(self._grids, self._quanta([*lanes.values()]), strict=True):
             grid.reach += far
         self._due += [(seed, lanes[number]) for number, (seed, _) in enumerate(move)]
+
+    def direction(self, seed: int) -> dict[str, Tensor]:
+        """z(seed) itself, in memory, for what differentiates along it.
+
+        Returns:
+            For each tensor that it moves, by name, one of its shape, device and dtype; 0 where the
+            density leaves a weight alone. Normals have as many digits as the dtype.
+        """
+        start = time.perf_counter()
+        members = self._members[seed % len(self._members)]
+        unit = 1.0 if self.noise == "rademacher" else 2.0**-NORMAL_BITS
+        if self.noise == "sphere":
+            unit *= self._passes.radius(seed, members)
+        into = {number: torch.empty_like(self._grids[number].flat) for number in sorted(members)}
+        self._passes.direction(seed, unit, into)
+        self.seconds += time.perf_counter() - start
+        return {self._grids[n].name: z.view(self._grids[n].param.shape) for n, z in into.items()}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """What theta is beside the weights themselves, by tensor; goes to theta.

@@ -7,6 +7,7 @@ CATALOGUE = {
     "adalomo": "zoobj.estimators.adalomo:AdaLomo",
     "fo-adam": "zoobj.estimators.fo_adam:FOAdam",
     "fo-sgd": "zoobj.estimators.fo_sgd:FOSGD",
+    "forward-grad": "zoobj.estimators.forward_grad:ForwardGrad",
     "lomo": "zoobj.estimators.lomo:LOMO",
     "one-point": "zoobj.estimators.one_point:OnePoint",
     "population": "zoobj.estimators.population:Population",

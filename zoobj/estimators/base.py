@@ -30,12 +30,15 @@ class Estimator(ABC):
             may the losses of two steps.
         evaluations: offsets that a step scores in all its rounds, a number of the class or of the
             object; a step that ends early scores fewer.
+        derivative: its offsets are directions, and what it is told of them are not losses there but
+            the derivatives of the training loss along them, at theta.
         batches: how many minibatches each offset is scored on, for the steps of a cycle.
     """
 
     name: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ("normalize",)
     allows: ClassVar[tuple[str, ...]] = ()
+    derivative: ClassVar[bool] = False
     evaluations: int
     batches: Sequence[int] = (1,)
 

@@ -1,4 +1,4 @@
-"""The training loss of first-order methods: the mean negative log-likelihood of gold answers.
+"""The training loss where one is differentiated: mean negative log-likelihood of gold answers.
 
 What the objective ``loglikelihood`` measures, with its sign turned, on the same tokens and by the
 same forward pass, but with a graph:
@@ -6,11 +6,15 @@ same forward pass, but with a graph:
     L(theta; B) = -1 / |B| sum_i log p(gold_i | prompt_i)
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad as ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoobj.errors import UserError
 from zoobj.scoring.choices import in_batches
@@ -56,6 +60,48 @@ def training_loss(
     """L as one scalar, whose graph holds all micro-batches: see ``training_losses``."""
     losses = training_losses(scorer, examples, checkpointing)
     return sum(losses, start=next(losses))
+
+
+@torch.no_grad()
+def derivative(
+    model: Any, losses: Callable[[], Iterable[Tensor]], along: Mapping[str, Tensor]
+) -> tuple[float, float]:
+    """A loss, and how fast it changes along a direction, by one forward pass: forward-mode AD.
+
+    Each number in the pass carries its tangent (``torch.autograd.forward_ad``); there is no graph.
+    Attention is torch's plain one meanwhile: fused kernels have no derivative of this kind.
+
+    Args:
+        model: whose parameters are moved.
+        losses: runs the model; micro-batches' shares of the loss, as of ``training_losses``.
+        along: the direction, for those of its parameters that it moves, by name.
+
+    Returns:
+        The loss L, and sum_i dL/dtheta_i along_i.
+    """
+    params = dict(model.named_parameters())
+    places = {params[name].data_ptr(): z for name, z in along.items()}  # tied ones move together
+    within = _Within(model, lambda: [ad.unpack_dual(loss) for loss in losses()])
+    with ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        duals = {
+            f"model.{name}": ad.make_dual(param, places[param.data_ptr()])
+            for name, param in params.items()
+            if param.data_ptr() in places
+        }
+        parts = torch.func.functional_call(within, duals, ())
+        slopes = [float(part.tangent) for part in parts if part.tangent is not None]
+        return math.fsum(float(part.primal) for part in parts), math.fsum(slopes)
+
+
+class _Within(torch.nn.Module):
+    """Calls a function of a model as if it were the model's, for ``functional_call``."""
+
+    def __init__(self, model: Any, call: Callable[[], Any]):
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self) -> Any:
+        return self.call()
 
 
 @contextmanager
