@@ -62,8 +62,8 @@ class GradientStep:
         self.args, self.objective = args, objective
         self.track, self.scorer, self.examples = track, scorer, examples
         self.params = moved(args, scorer.model)
-        named = base_anchor(args, self.params)
-        anchor = named and {self.params[name]: goal for name, goal in named.items()}
+        goals = base_anchor(args, self.params)
+        anchor = None if goals is None else {self.params[name]: goals[name] for name in goals}
         self.method = make_first_order(args, self.params.values(), anchor)
 
     def __call__(self, run: RunFolder, step: int, digest: str | None) -> Probed:

@@ -222,7 +222,8 @@ def replay(
     for log in logs:
         check_base(header(log), str(told.get("model_name_or_path", run["base"])), base)
     if len(logs) == 1 and last == 1:
-        retrace(tuned, read[0], args.model_name_or_path)
+        if retrace(tuned, read[0], args.model_name_or_path) is None:
+            make_walk(args, tuned)  # which puts the weights on its grid, as at the run's start
     else:
         average(tuned, read, last)
     replace_folder(place, partial(save_model, tuned, tokenizer))

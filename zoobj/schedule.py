@@ -30,7 +30,7 @@ def make_schedule(args: ZOConfig, count: int) -> Callable[[float], float]:
 
     >>> schedule = make_schedule(ZOConfig(lr_scheduler_type="cosine", warmup_steps=2), 10)
     >>> [round(schedule(step), 3) for step in range(0, 11, 2)]
-    [0.0, 1.0, 0.854, 0.5, 0.146, 0.0]
+    [0.0, 1.0, 0.854, 0.5, 0.146, 0]
     """
     import torch
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler

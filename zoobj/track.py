@@ -204,11 +204,11 @@ class Track:
         self.to(len(run.steps), run)
 
     def _load(self, folder: Path, log_hash: str) -> bool:
-        first = self.gradient and self.gradient.method
+        first = None if self.gradient is None else self.gradient.method
         return checkpoint.load(folder, self.tuned, self.walk, log_hash, first)
 
     def _save(self, folder: Path, run: RunFolder, state: Any) -> None:
-        memory = self.gradient and self.gradient.method.state_dict()
+        memory = None if self.gradient is None else self.gradient.method.state_dict()
         log_hash = run.log.hash_at(self.at or 0)
         checkpoint.save(folder, self.tuned, self.tokenizer, self.walk, log_hash, state, memory)
 

@@ -30,5 +30,7 @@ class FOAdam(WithOptimizer):
         **settings: Any,
     ):
         super().__init__(*args, **settings)
-        told = {"betas": (adam_beta1, adam_beta2), "eps": adam_epsilon}
-        self.optimizer = torch.optim.Adam(self.params, lr=self.learning_rate, **told)
+        betas = (adam_beta1, adam_beta2)
+        self.optimizer = torch.optim.Adam(
+            self.params, lr=self.learning_rate, betas=betas, eps=adam_epsilon
+        )
