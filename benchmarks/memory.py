@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,13 @@ def step_of(name: str, model: Any, ids: torch.Tensor) -> Callable[[], Any]:
         return lambda: derivative(model, lambda: [loss()], directions.direction(1))
     if name != "zo-sgd":
         method: Any = method_class(name.partition(" ")[0])(model.parameters(), learning_rate=1e-3)
-        if name.endswith("checkpointed"):
-            with_less = checkpointed(model)
-            with_less.__enter__()
-        return lambda: method.step(loss)
+        less = checkpointed if name.endswith("checkpointed") else nullcontext
+
+        def by_gradients() -> None:
+            with less(model):
+                method.step(loss)
+
+        return by_gradients
     walk = Walk(model.named_parameters())
 
     def two_points() -> None:

@@ -112,6 +112,7 @@ def run(after: float, verdict: str = "improved") -> dict[str, Any]:
         "seconds": 2.0,
         "seconds_in_walk": 0.1,
         "peak_memory_bytes": 2**20,
+        "inference_peak_memory_bytes": 2**19,
     }
 
 

@@ -1,8 +1,10 @@
 """transformers' TrainerCallback protocol: what callbacks and trackers are told, and may ask for.
 
-Of a combination each figure of each part (see zoobj.parts) is logged as rewards/PART/FIGURE, in
-evaluations with eval_ or test_ before it. Names of what is logged otherwise, as TRL has them where
-it has any; trackers put train/ before them, and eval/ and test/ instead of eval_ and test_:
+Of a combination each figure of each part (see zoobj.parts) is logged as rewards/PART/FIGURE, of a
+task of choices those of predicted labels (zoobj.labels) as labels/FIGURE, in evaluations with eval_
+or test_ before it; of --tie_breaker (zoobj.ties) pairs, decided and value as tie_breaker/FIGURE.
+Names of what is logged otherwise, as TRL has them where it has any; trackers put train/ before
+them, and eval/ and test/ instead of eval_ and test_:
 
     reward                  mean of the values of the step's offsets
     rewards/NAME/mean       the same, by the objective's name
@@ -10,8 +12,6 @@ it has any; trackers put train/ before them, and eval/ and test/ instead of eval
     flip_rate               share of its examples whose score differs between the sides
     tie_rate                share of all steps so far that tied
     learning_rate, eps, failed, evals, step_time, epoch
-    tie_breaker/FIGURE      pairs that tied, decided of them, mean value of the second objective
-    labels/FIGURE           of the predicted ones (see zoobj.labels); eval_ or test_ before it
     eval_NAME, test_NAME    the objective on validation and test; also _runtime, _samples
 """
 

@@ -137,8 +137,15 @@ def _row(method: str, objective: str, told: Sequence[Row], zero: float | None) -
         "verdict": "-" if method in BASELINES else _verdict(done, low, high),
         **{k: fmean(r[k] for r in done) for k in ("evals", "seconds", "seconds_in_walk")},
         "peak_memory_bytes": max(r["peak_memory_bytes"] for r in done),
+        "memory_ratio": _memory_ratio(done),
         "error": errors[0] if errors else None,
     }
+
+
+def _memory_ratio(done: Sequence[Row]) -> float | None:
+    """Peak memory of a run over that of its own inference, before its first step."""
+    pairs = [(r["peak_memory_bytes"], r.get("inference_peak_memory_bytes")) for r in done]
+    return max((peak / inference for peak, inference in pairs if inference), default=None)
 
 
 def _interval(
@@ -179,7 +186,8 @@ def _write(rows: Sequence[Row], told: Sequence[Row], folder: Path) -> str:
         "gain_low",
         "gain_high",
     ]
-    fields += ["verdict", "evals", "seconds", "seconds_in_walk", "peak_memory_bytes", "error"]
+    fields += ["verdict", "evals", "seconds", "seconds_in_walk", "peak_memory_bytes"]
+    fields += ["memory_ratio", "error"]
     with (folder / "compare.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
@@ -195,24 +203,26 @@ def _write(rows: Sequence[Row], told: Sequence[Row], folder: Path) -> str:
 
 def _markdown(rows: Sequence[Row]) -> str:
     lines = [
-        "| method | objective | value | gain [95 %] | verdict | evals | seconds | MiB | in walk |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | objective | value | gain [95 %] | verdict | evals | seconds | MiB "
+        "| of inference | in walk |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         other = row["trained_on"] != row["objective"]
         trained = f" (trained on {row['trained_on']})" if other else ""
         start = f"| {row['method']}{trained} | {row['objective']} | "
         if "value" not in row:
-            lines.append(f"{start}failed: {row['error']} | | | | | | |")
+            lines.append(f"{start}failed: {row['error']} | | | | | | | |")
             continue
         low, high = row["gain_low"], row["gain_high"]
         gain = "-" if row["gain"] is None else f"{row['gain']:+.3f}"
         gain += "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
         walk = row["seconds_in_walk"] / max(row["seconds"], 1e-9)
+        ratio = "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}"
         failed = f" ({row['failed']} failed)" if row["failed"] else ""
         lines.append(
             f"{start}{row['value']:.3f}{failed} | {gain} | {row['verdict']} | {row['evals']:.0f} | "
-            f"{row['seconds']:.0f} | {row['peak_memory_bytes'] / _MIB:.0f} | {walk:.1%} |"
+            f"{row['seconds']:.0f} | {row['peak_memory_bytes'] / _MIB:.0f} | {ratio} | {walk:.1%} |"
         )
     return "\n".join(lines)
 

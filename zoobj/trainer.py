@@ -510,11 +510,11 @@ class ZOTrainer:
 
     def _learning_rate(self, step: int) -> float:
         """By the scheduler: over steps or, where these differ in cost, over parts of the budget."""
-        args, run = self.args, self.run
+        args = self.args
         if args.max_evals is not None and uneven(args):
-            share = max(step / self.max_steps, run.evals / args.max_evals)
+            share = max(step / self.max_steps, self.run.evals / args.max_evals)
         elif args.max_seconds is not None and self.max_steps == ENDLESS:
-            share = run.seconds / args.max_seconds
+            share = self.run.seconds / args.max_seconds
         else:
             return args.learning_rate * make_schedule(args, self.max_steps)(step)
         return args.learning_rate * make_schedule(args, PARTS)(PARTS * min(1.0, share))
