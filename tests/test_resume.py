@@ -121,7 +121,7 @@ def test_scores_that_came_back_are_not_asked_for_again(tmp_path: Path, whole: An
     assert killed.left(tmp_path / "run") == killed.left(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("size", [2100, 2300, 2900, 3500, 20_000])
+@pytest.mark.parametrize("size", [2400, 2600, 2900, 3500, 20_000])
 def test_a_file_that_cannot_grow(tmp_path: Path, whole: Any, size: int) -> None:
     """The system takes no byte beyond a size: of the log, or of the model at the end."""
     out = tmp_path / "run"
