@@ -7,6 +7,7 @@ import secrets
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from zoobj.errors import UserError
@@ -15,6 +16,7 @@ from zoobj.objectives.sandbox import MIB, Limits, SandboxError, check, run
 
 logger = logging.getLogger(__name__)
 
+_ONE = Lock()  # threads that warn at once would all be the first
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 # What calls itself a pass has come to its last line: leaving early, with whatever status, is none.
@@ -113,6 +115,11 @@ def code_in(completion: str) -> str:
     return textwrap.dedent(blocks[-1]) if blocks else completion
 
 
-@cache
 def _warn(problem: str) -> None:
+    with _ONE:
+        _once(problem)
+
+
+@cache
+def _once(problem: str) -> None:
     logger.warning("pass_at_1: %s; it scores None", problem)

@@ -392,7 +392,7 @@ def test_memory_of_all_of_them() -> None:
         import os, time
         for _ in range(4):
             if os.fork() == 0:
-                x = bytearray(os.urandom(1 << 20) * 60)
+                x = bytearray(os.urandom(1 << 20) * 40)  # twice that while it is made
                 time.sleep(20)
         time.sleep(20)
         """,
