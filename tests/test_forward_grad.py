@@ -1,6 +1,5 @@
 """forward-grad: exact derivatives along the walk's own directions, and runs made of them."""
 
-import json
 import math
 import signal
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import tiny
 import torch
 from dense import BATCH, INPUTS, ROWS, SEED, SIZE, START, TARGETS, direction, logistic, squares
+from logs import untimed
 from safetensors.torch import load_file
 
 from zoobj import UserError, Walk, ZOConfig, ZOTrainer
@@ -230,11 +230,6 @@ def args(out: Path, **more: Any) -> ZOConfig:
     return ZOConfig(**{**SMALL, **more}, output_dir=str(out))
 
 
-def lines(out: Path) -> list[dict[str, Any]]:
-    told = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "seconds" not in k} for line in told]
-
-
 @pytest.mark.usefixtures("no_statistics")
 def test_a_run_improves_its_objective_and_its_log_gives_it_back(tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -242,7 +237,7 @@ def test_a_run_improves_its_objective_and_its_log_gives_it_back(tmp_path: Path) 
     assert result.after > result.before + 0.02
     assert (result.evals, result.steps) == (10 * 2 * 8, 10)
     assert result.peak_memory_bytes > 0
-    for number, line in enumerate(lines(out)):
+    for number, line in enumerate(untimed(out)):
         assert line["evals"] == 16 * (number + 1)
         assert [seed for seed, _ in line["move"]] == [derive(0, number, k) for k in range(2)]
         for (_, coefficient), slope in zip(line["move"], line["derivatives"], strict=True):
@@ -270,7 +265,7 @@ def test_resumed_is_uninterrupted(more: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         ZOTrainer(args=args(tmp_path / "run", **more), callbacks=[Stop()]).train()
     ZOTrainer(args=args(tmp_path / "run", resume_from_checkpoint=True, **more)).train()
-    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert untimed(tmp_path / "run") == untimed(tmp_path / "whole")
     assert killed.left(tmp_path / "run") == killed.left(tmp_path / "whole")
 
 
@@ -279,7 +274,7 @@ def test_another_objective_is_measured_and_the_surrogate_trained_on(tmp_path: Pa
     told = args(tmp_path / "run", objective="token_f1", surrogate="loglikelihood", max_steps=2)
     result = ZOTrainer(args=told).train()
     assert result.objective == "token_f1"
-    assert all(line["values"] == [] and line["move"] for line in lines(tmp_path / "run"))
+    assert all(line["values"] == [] and line["move"] for line in untimed(tmp_path / "run"))
     assert surrogate_of("forward-grad", "token_f1") == "loglikelihood"
     assert surrogate_of("forward-grad", "loglikelihood") is None
 

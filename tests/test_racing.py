@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from logs import untimed
 
 from zoobj import Batch, Objective, UserError, ZOConfig, ZOTrainer, as_objective
 from zoobj.assemble import make_method
@@ -123,11 +124,6 @@ def small(output_dir: Path, **more: Any) -> ZOConfig:
         "seed": 3,
     }
     return ZOConfig(**{**settings, **more})
-
-
-def untimed(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
 
 
 runs = pytest.mark.usefixtures("no_statistics")

@@ -1,6 +1,5 @@
 """--tie_breaker: what the metric decides stays as it is, what ties moves by the second one."""
 
-import json
 import math
 import signal
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from logs import untimed
 
 from zoobj import Batch, Objective, UserError, ZOConfig, ZOTrainer
 from zoobj.assemble import make_method
@@ -137,11 +137,6 @@ def small(output_dir: Path, **more: Any) -> ZOConfig:
         "seed": 3,
     }
     return ZOConfig(**{**settings, **more})
-
-
-def untimed(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
 
 
 def nothing(completions: list[str], **kwargs: Any) -> list[float]:

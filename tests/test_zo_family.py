@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from dense import BATCH, ROWS, SEED, SIZE, START, logistic, moved, slope, squares
+from logs import untimed
 
 from zoobj import UserError, Walk, ZOConfig, ZOTrainer
 from zoobj.assemble import make_method, method_class
@@ -398,11 +399,6 @@ def small(output_dir: Path, method: str, **more: Any) -> ZOConfig:
         "seed": 3,
     }
     return ZOConfig(**{**settings, **more})
-
-
-def untimed(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
 
 
 class Interrupt:
