@@ -27,6 +27,7 @@ class Accuracy(Objective):
 
     name = "accuracy"
     needs = frozenset({"predictions"})
+    tie_breaker = "margin"
 
     def __init__(self, top: int = 1):
         if type(top) is not int or top < 1:
@@ -66,6 +67,7 @@ class BalancedAccuracy(Objective):
 
     name = "balanced_accuracy"
     needs = frozenset({"predictions"})
+    tie_breaker = "margin"
     decomposable = False
 
     def value(self, batch: Batch, scores: Sequence[Score] | None = None) -> float:
@@ -94,6 +96,7 @@ class MCC(Objective):
     name = "mcc"
     bounds = (-1.0, 1.0)
     needs = frozenset({"predictions"})
+    tie_breaker = "margin"
     decomposable = False
 
     def value(self, batch: Batch, scores: Sequence[Score] | None = None) -> float:

@@ -106,6 +106,9 @@ class Sum(Objective):
         self.limited = any(part.limited for part in self._parts.values())
         self.decomposable = not self.limited and all(p.decomposable for p in self.parts.values())
         self.needs = frozenset[str]().union(*(p.objective.needs for p in made))
+        agreed = {part.objective.tie_breaker for part in self._parts.values()}
+        if len(agreed) == 1 and all(p.weight > 0 and not p.limited for p in self._parts.values()):
+            (self.tie_breaker,) = agreed
         self._lowest, highest = _bounds(self._parts.values())
         if lexicographic and self.limited and self._lowest == -math.inf:
             raise UserError(

@@ -20,6 +20,7 @@ class AveragedOverClasses(Objective):
     """
 
     needs = frozenset({"predictions"})
+    tie_breaker = "margin"
     decomposable = False
     place: ClassVar[int]  # in what scikit-learn returns
 

@@ -1,6 +1,5 @@
-"""--tie_breaker: what the metric decides stays as it is, what ties moves by the second one."""
+"""--tie_breaker: what the metric decides stays decided, what ties moves by the second one."""
 
-import math
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +19,11 @@ from zoobj.estimators.zo_momentum import ZOMomentum
 from zoobj.estimators.zo_sgd import ZOSGD
 from zoobj.estimators.zo_sign import ZOSign
 from zoobj.interrupts import Interrupted
-from zoobj.objective import Score
+from zoobj.objective import Score, as_objective
 from zoobj.service import Service
 from zoobj.show import show
-from zoobj.signal import compare, judge, loss
-from zoobj.ties import WEIGHT, TieBreaker
+from zoobj.signal import judge
+from zoobj.ties import SHARE, TieBreaker, _held, second_objective
 
 pytestmark = pytest.mark.usefixtures("no_statistics")
 
@@ -76,7 +75,7 @@ fine = st.one_of(st.floats(-5.0, 5.0), st.none())
 @pytest.mark.parametrize("name", list(METHODS))
 @given(data=st.data(), higher=st.booleans())
 def test_it_never_reverses_a_decided_pair(name: str, data: st.DataObject, higher: bool) -> None:
-    """Nor changes it at all: a step's second move has no direction that the metric decided."""
+    """A step's second move is less than the first in a direction that the metric decided."""
     kind, settings = METHODS[name]
     q = data.draw(st.integers(1, 4))
     made = [kind(seed=3, eps=0.1, learning_rate=0.2, directions=q, **settings) for _ in range(2)]
@@ -89,32 +88,81 @@ def test_it_never_reverses_a_decided_pair(name: str, data: st.DataObject, higher
     )
     offsets = main.offsets(0)
     twin.offsets(0)
-    lists = st.lists(st.tuples(coarse, fine), min_size=2, max_size=2)
+    lists = st.lists(st.tuples(coarse, fine), min_size=3, max_size=3)
     rows = [data.draw(lists) for _ in offsets]
     batches = [batch(*map(list, zip(*row, strict=True))) for row in rows]  # type: ignore[arg-type]
     outcomes = [judge(Column("first"), b) for b in batches]
     values = [outcome.value for outcome in outcomes]
     losses = [-value for value in values]
     move = main.move(losses)
-    more, told = ties(NoJournal(), 0, [], main, outcomes, values)  # type: ignore[arg-type]
+    run: Any = NoJournal()
+    more, told = ties(run, 0, [None] * 3, main, outcomes, values, move)  # type: ignore[list-item]
     assert move == twin.move(losses)
 
-    decided, broken = set(), {}
+    asked, tied, decided = second.asked, set(), {}
+    heard = {"tied": {}, "decided": {}}  # type: ignore[var-annotated]
     for first, *others in main.groups(len(offsets)):
         for other in others:
             seed = next(iter({**offsets[first], **offsets[other]}))
-            seconds = [judge(second, batches[number]) for number in (first, other)]
-            pair = compare(second, *seconds)
-            if values[first] != values[other]:
-                decided.add(seed)
-            elif main.groups(2) == [range(2)] and not math.isnan(pair.plus):
-                broken[seed] = loss(second, pair.plus) - loss(second, pair.minus)
-    assert not decided & {seed for seed, _ in more}
-    if name != "one-sided":  # there, examples that failed are left out of all that tie
+            sides = list(zip(rows[first], rows[other], strict=True))
+            same = [(a[1], b[1]) for a, b in sides if a[0] == b[0]]
+            if values[first] == values[other]:
+                tied.add(seed)
+                same = [(a[1], b[1]) for a, b in sides]
+            else:
+                decided[seed] = len(same)
+            known = [b - a for a, b in same if a is not None and b is not None]
+            if known:
+                difference = sum(known) / len(known) * len(same) / 3
+                heard["tied" if seed in tied else "decided"][seed] = difference
+    coefficients = dict(move)
+    for seed, coefficient in more:
+        assert abs(coefficient) <= SHARE * abs(coefficients.get(seed, 0.0)) or seed in tied
+    one_sided = name == "one-sided"
+    paired = q == 1 if one_sided else name not in ("rank", "zscore", "sign")
+    directions = heard["tied"] | (heard["decided"] if paired else {})
+    assert {seed for seed, _ in more} <= {*directions} or one_sided
+    if paired:
+        better = 1 if higher is not one_sided else -1  # pairs begin at plus, others at theta
         for seed, coefficient in more:
-            assert coefficient * broken[seed] < 0 or name == "rank"
-        assert told["decided"] == sum(difference != 0 for difference in broken.values())
-    assert told["pairs"] == len(main.groups(len(offsets))) - len(decided) or name == "one-sided"
+            assert coefficient * directions[seed] * better <= 0
+        assert told["examples"] == sum(decided.values())
+        assert asked == 2 * (sum(decided.values()) + 3 * len(tied))
+    else:
+        assert told["examples"] == 0
+    assert told["pairs"] == len(tied)
+    if not one_sided:  # there, examples that failed are left out of all that tie
+        assert told["decided"] == sum(difference != 0 for difference in heard["tied"].values())
+
+
+@given(own=st.lists(st.floats(-3, 3), min_size=3, max_size=3), first=st.floats(-1, 1))
+def test_it_is_held_in_directions_of_earlier_steps_too(own: list[float], first: float) -> None:
+    """Momentum goes on in the directions of earlier steps, as the metric decided them then."""
+    seeds = (7, 8, 9)
+    move = [(7, first), (8, 0.0), (7, 0.5)]
+    held = dict(_held(list(zip(seeds, own, strict=True)), move))
+    whole = first + 0.5
+    assert (whole + held[7]) * whole > 0 or whole == 0
+    assert (held[8], held[9]) == tuple(own[1:])
+
+
+def test_the_objective_s_own_tie_breaker_is_the_default() -> None:
+    def told(objective: Any, setting: Any = "auto", allowed: bool = True) -> str | None:
+        second = second_objective(setting, as_objective(objective), allowed)
+        return None if second is None else second.name
+
+    for name in ("accuracy", "accuracy:top=2", "f1", "mcc", "balanced_accuracy", "recall"):
+        assert told(name) == "margin"
+    for name in ("token_f1", "roc_auc", "loglikelihood", "sklearn:f1_score"):
+        assert told(name) is None
+    assert told("accuracy", allowed=False) is None
+    assert told("accuracy", "none") is told("accuracy", None) is None
+    assert told("accuracy", "loglikelihood") == "loglikelihood"
+    assert told(["accuracy", {"name": "f1", "weight": 0}]) == "margin"
+    assert told([{"name": "accuracy", "weight": 2}, "f1"]) == "margin"
+    assert told(["accuracy", {"name": "f1", "weight": -1}]) is None
+    assert told(["accuracy", {"name": "f1", "at_least": 0.5}]) is None
+    assert told(["accuracy", "loglikelihood"]) is None
 
 
 # Runs -----------------------------------------------------------------------------------------
@@ -148,10 +196,10 @@ def nothing(completions: list[str], **kwargs: Any) -> list[float]:
     "more", [{}, {"one_sided": True}, {"method": "zo-momentum"}, {"method": "population"}]
 )
 def test_where_all_pairs_tie_it_moves_alone(tmp_path: Path, more: dict[str, Any]) -> None:
-    """The run is that of the second objective, at its weight."""
+    """The run is that of the second objective."""
     tied = small(tmp_path / "tied", **more)
     ZOTrainer(objective=nothing, tie_breaker="margin", args=tied).train()
-    alone = small(tmp_path / "alone", objective="margin", learning_rate=0.065 * WEIGHT, **more)
+    alone = small(tmp_path / "alone", objective="margin", **more)
     ZOTrainer(args=alone).train()
     lines, others = untimed(tmp_path / "tied"), untimed(tmp_path / "alone")
     assert all(line["tie"] for line in lines)
@@ -166,9 +214,9 @@ def test_where_all_pairs_tie_it_moves_alone(tmp_path: Path, more: dict[str, Any]
 
 @pytest.mark.parametrize("tune", ["steer", "full"])
 def test_the_first_step_has_the_metric_s_coefficients(tmp_path: Path, tune: str) -> None:
-    """And others beside them, of pairs that tied."""
+    """And others beside them, which reverse none of them."""
     own = {"steer": {"eps": 0.2}, "full": {"eps": 5e-3}}[tune]
-    for name, breaker in (("with", "loglikelihood"), ("without", None)):
+    for name, breaker in (("with", "loglikelihood"), ("without", "none")):
         args = small(tmp_path / name, tune=tune, max_steps=1, directions=6, **own)
         ZOTrainer(args=args, tie_breaker=breaker).train()
     (line,), (other,) = untimed(tmp_path / "with"), untimed(tmp_path / "without")
@@ -176,19 +224,26 @@ def test_the_first_step_has_the_metric_s_coefficients(tmp_path: Path, tune: str)
     tied = sum(a == b for a, b in sides)
     assert 0 < tied < 6
     assert line["move"][: 6 - tied] == other["move"]
-    assert len(line["move"]) == 6
+    decided, more = dict(other["move"]), dict(line["move"][6 - tied :])
+    assert len({*decided, *more}) == 6
+    for seed in {*decided} & {*more}:
+        assert 0 < abs(more[seed]) <= SHARE * abs(decided[seed])
+    assert {*decided} & {*more}
     assert line["tie_breaker"]["pairs"] == tied
+    assert line["tie_breaker"]["examples"] > 0
     assert line["run"]["settings"]["tie_breaker"] == "loglikelihood"
+    assert "tie_breaker" not in other
 
 
 class Second:
     """A tie-breaker that counts its calls, and is interrupted at one of them."""
 
     def __init__(self, at: int = -1):
-        self.at, self.calls = at, 0
+        self.at, self.calls, self.asked = at, 0, 0
 
     def __call__(self, prompts: list[str], completions: list[str], **kwargs: Any) -> list[float]:
         self.calls += 1
+        self.asked += len(completions)
         if self.calls == self.at:
             signal.raise_signal(signal.SIGINT)
         return [float(len(c) + len(p) % 7) for p, c in zip(prompts, completions, strict=True)]
@@ -204,15 +259,18 @@ def test_a_run_that_is_cut_off_ends_as_it_would_have(tmp_path: Path) -> None:
     ZOTrainer(tie_breaker=rest, args=again).train()
     assert untimed(tmp_path / "run") == untimed(tmp_path / "whole")
     assert cut.calls + rest.calls - 1 == whole.calls  # all but the call that was cut off
-    tied = sum(line["tie_breaker"]["pairs"] for line in untimed(tmp_path / "whole"))
-    assert whole.calls == 1 + 2 * tied  # the try-out; then the pairs that tied, and no others
-    assert f"asked about {tied} pairs" in show(str(tmp_path / "run"))
+    told = [line["tie_breaker"] for line in untimed(tmp_path / "whole")]
+    tied, examples = (sum(each[key] for each in told) for key in ("pairs", "examples"))
+    assert whole.asked == 4 + 2 * (4 * tied + examples)  # the try-out; then what tied, and no more
+    assert 0 < tied < 15
+    assert f"about {tied} pairs and {examples} examples of others" in show(str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("method", ["zo-conservative", "one-point", "zo-svrg"])
 def test_methods_without_pairs_of_one_round_are_refused(method: str) -> None:
     with pytest.raises(UserError, match=f"--tie_breaker margin: method '{method}' has no use for"):
         make_method(ZOConfig(method=method, tie_breaker="margin"))
+    make_method(ZOConfig(method=method, tie_breaker="none"))
 
 
 def test_a_tie_breaker_that_fails_is_named_before_the_run(tmp_path: Path) -> None:

@@ -255,6 +255,11 @@ def is_first_order(args: ZOConfig) -> bool:
     return issubclass(method_class(args.method), FirstOrder)
 
 
+def hears_ties(args: ZOConfig) -> bool:
+    """Whether the method has a use for a tie-breaker."""
+    return "tie_breaker" in getattr(method_class(args.method), "allows", ())
+
+
 def differentiates(name: str) -> bool:
     """Whether a method needs derivatives of what it is trained on."""
     kind = method_class(name)
@@ -335,7 +340,7 @@ def cost(args: ZOConfig) -> tuple[int, Sequence[int]]:
 def _refuse(args: ZOConfig, names: Iterable[str]) -> None:
     for name in sorted(names):
         value, usual = getattr(args, name), ZOConfig.model_fields[name].default
-        if value != usual:
+        if value not in (usual, None, "none"):
             left = "out" if usual is None else f"at {usual}"
             raise UserError(
                 f"--{name} {value}: method {args.method!r} has no use for it: leave it {left}"

@@ -71,7 +71,9 @@ class ZOConfig(BaseModel):
         "'[token_f1, {name: length, at_most: 5}]'; default: the task's",
     )
     tie_breaker: str | list[Any] | dict[str, Any] | None = Field(
-        None, description="a second objective, asked only where a pair ties on the first"
+        "auto",
+        description="a second objective, asked only about what ties on the first; none: nothing "
+        "is; auto: the first one's own, as margin is for accuracy",
     )
     on_error: Literal["drop", "raise", "floor"] = Field(
         "drop", description="what becomes of an example that could not be scored"

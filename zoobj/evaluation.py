@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zoobj.assemble import make_model, make_scorer, make_service, make_task
+from zoobj.assemble import hears_ties, make_model, make_scorer, make_service, make_task
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.files import write_json
@@ -97,7 +97,7 @@ def validate(args: ZOConfig) -> Iterator[str]:
     """
     task = make_task(args)
     objective = as_objective(args.objective or task.objective)
-    second = second_objective(args.tie_breaker)
+    second = second_objective(args.tie_breaker, objective, hears_ties(args))
     found = find("method", args.method)
     for split in SPLITS:
         examples = task.examples(split)

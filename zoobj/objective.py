@@ -80,6 +80,8 @@ class Objective:
         needs: the columns of ``Batch`` that scoring has to fill.
         decomposable: the value is the mean of per-example scores.
         deterministic: equal examples get equal scores, so that these may be kept (--reward_cache).
+        tie_breaker: the objective that speaks by default where this one says nothing (zoobj.ties):
+            one that agrees with it and moves in smaller steps.
         on_error, timeout: the failure policy and the seconds for a call, where they are this
             objective's own; None: the run's.
         parts: of a combination, what it is made of, by name. The engine scores each of them, once,
@@ -104,6 +106,7 @@ class Objective:
     needs: frozenset[str] = frozenset({"completions"})
     decomposable: bool = True
     deterministic: bool = True
+    tie_breaker: str | None = None
     on_error: Literal["drop", "raise", "floor"] | None = None
     timeout: float | None = None
     parts: Mapping[str, "Objective"] = {}

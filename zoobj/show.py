@@ -59,8 +59,12 @@ def _summary(path: str, steps: Sequence[Line]) -> list[str]:
     told, failed = signal(steps), sum(line["failed"] for line in steps)
     asked = [line["tie_breaker"] for line in steps if "tie_breaker" in line]
     if asked:
-        tied, broken = (sum(line[key] for line in asked) for key in ("pairs", "decided"))
-        lines.append(f"the tie-breaker was asked about {tied} pairs and decided {broken}")
+        keys = ("pairs", "examples", "decided")
+        tied, others, broken = (sum(line[key] for line in asked) for key in keys)
+        lines.append(
+            f"the tie-breaker was asked about {tied} pairs and {others} examples of others; of the "
+            f"pairs it decided {broken}"
+        )
     return [
         *lines,
         f"ties {told.tie_rate:.1%} of steps, flips {told.flip_rate:.1%} of examples, failed "

@@ -258,6 +258,16 @@ def known_in_both(plus: Outcome, minus: Outcome) -> list[int]:
     return [i for i in plus.known if i in there]
 
 
+def same_in_both(plus: Outcome, minus: Outcome) -> list[int]:
+    """Positions of the examples that score the same on either side; set-level: whose output is."""
+    both = known_in_both(plus, minus)
+    if plus.scores is None or minus.scores is None:
+        changed = {*_changed([plus.batch, minus.batch])}
+        return [i for i in both if i not in changed]
+    sides = (plus.scores, minus.scores)
+    return [i for i in both if _alike(*(scores[i] or 0.0 for scores in sides))]
+
+
 def _set_error(objective: Objective, plus: Outcome, minus: Outcome, both: list[int]) -> float:
     """Standard error of the difference of set-level values."""
 

@@ -1,13 +1,22 @@
-"""Tied pairs: a second objective, asked only where the first one says nothing.
+"""What ties: a second objective, asked only where the first one says nothing.
 
-A tie-breaker never changes what the metric decides. It has a method of its own, of the same kind
-with the same seeds, which hears its losses at pairs that tied and NaN ("nothing is known") at all
-others, and divides by a running size of its own differences. The step is both moves together:
+A metric in steps says nothing of most examples: they score the same at both offsets. A tie-breaker
+is asked about these alone. It has a method of its own, of the same kind, seeds and settings; what
+that one hears of a pair is the second objective
 
-    theta <- theta + move(metric) + 1/2 move(tie-breaker, where the metric ties)      (1)
+    over all examples, where the values of the metric tie                              (1)
+    over the examples that score the same, a share of all, where they don't            (2)
 
-A pair that the metric decides has the coefficient that it would have without (1), to the bit. A
-weighted sum of objectives is another thing: there one can outvote the other.
+and the step is both moves together, the second held to less than the first wherever the metric
+decides: with a_s the metric's coefficient of direction s, and b_s the tie-breaker's,
+
+    a_s + b_s, |b_s| <= 0.9 |a_s|         unless a_s = 0                               (3)
+
+so that no pair that the metric decides is ever reversed. A weighted sum of objectives is another
+thing: there one can outvote the other.
+
+(2) is for methods that compare losses within a pair only, since each pair is heard over other
+examples; the rest hear (1).
 """
 
 import math
@@ -20,27 +29,34 @@ from zoobj.estimators.base import Estimator
 from zoobj.objective import Objective, as_objective, is_score
 from zoobj.run import RunFolder
 from zoobj.service import Service
-from zoobj.signal import Outcome, loss, together
+from zoobj.signal import Outcome, loss, same_in_both, together
 from zoobj.task import Example
 from zoobj.walk import Move
 
-WEIGHT = 0.5  # of its move; docs/signal.md has the experiment
+SHARE = 0.9  # (3)
 
 
-def second_objective(told: Any) -> Objective | None:
-    """The objective that a setting or an argument names, if any.
+def second_objective(told: Any, objective: Objective, allowed: bool) -> Objective | None:
+    """The tie-breaker that a setting or an argument names, if any.
+
+    Args:
+        told: what ``as_objective`` takes; "auto" for the objective's own, "none" or None for none.
+        objective: the first one.
+        allowed: whether the method has a use for one, without which "auto" is none.
 
     Raises:
         UserError: it names none.
     """
+    if isinstance(told, str) and told == "auto":
+        told = objective.tie_breaker if allowed else None
     try:
-        return None if told is None else as_objective(told)
+        return None if told in (None, "none") else as_objective(told)
     except UserError as error:
         raise UserError(f"tie_breaker {told!r}: {error}") from None
 
 
 class TieBreaker:
-    """Says where to go by the pairs that tie.
+    """Says where to go by what ties.
 
     Args:
         objective: that is asked.
@@ -59,8 +75,9 @@ class TieBreaker:
         main: Estimator,
         outcomes: Sequence[Outcome],
         values: Sequence[float],
+        move: Move,
     ) -> tuple[Move, dict[str, Any]]:
-        """What the tied pairs of a step come to.
+        """What the ties of a step come to.
 
         Args:
             run: keeps scores until the step is done, so that none is asked for twice.
@@ -69,45 +86,85 @@ class TieBreaker:
             main: the run's method, which asked for the offsets.
             outcomes: of the offsets; their batches hold what this objective needs.
             values: of the metric, at the same offsets.
+            move: what the metric says.
 
         Returns:
-            The move, and what the log has of it: ``pairs`` that tied, how many of them were
-            ``decided``, the mean ``value`` of their offsets (None if there is none), ``state``.
+            The move beside that one, and what the log has of it: ``pairs`` that tied, how many of
+            them were ``decided``, ``examples`` that tied in the other pairs, the mean ``value`` of
+            what was asked about (None if nothing was), ``state``.
         """
         method = self.method
-        method.eps, method.learning_rate = main.eps, WEIGHT * main.learning_rate
+        method.eps, method.learning_rate = main.eps, main.learning_rate
         method.offsets(step)  # it draws the directions of this step
-        said = [math.nan] * len(values)
-        pairs = decided = 0
+        said, asked = [math.nan] * len(values), []
+        pairs = decided = tied_examples = 0
         for group in main.groups(len(values)):
             tied = [number for number in group if values[number] == values[group[0]]]
+            keep: list[int] | None = None
+            if len(tied) == 1 and len(group) == 2:  # the metric decides, or one side is unknown
+                keep = self._left_over(main, group, outcomes, values)
+                tied = [*group] if keep else []
             if len(tied) < 2:
                 continue
-            keys = [f"{run.key(step)}/tie_breaker/{number}" for number in tied]
-            judged = [
-                self._judged(run, key, examples, outcomes[number])
-                for key, number in zip(keys, tied, strict=True)
-            ]
-            first, *others = together(self.objective, judged).values
-            for number, value in zip(tied, (first, *others), strict=True):
-                said[number] = value
-            pairs += len(others)
-            decided += sum(abs(other - first) > 0 for other in others)
-        move = method.move([loss(self.objective, value) for value in said])
-        known = list(filter(is_score, said))
-        return move, {
+            judged = [self._judged(run, step, n, keep, examples, outcomes[n]) for n in tied]
+            found = together(self.objective, judged).values
+            asked += found
+            if keep is None:
+                pairs += len(found) - 1
+                decided += sum(abs(value - found[0]) > 0 for value in found[1:])
+            else:
+                tied_examples += len(keep)
+            share = 1.0 if keep is None else len(keep) / len(outcomes[group[0]].batch)
+            for number, value in zip(tied, found, strict=True):
+                said[number] = share * value
+        own = method.move([loss(self.objective, value) for value in said])
+        known = list(filter(is_score, asked))
+        return _held(own, move), {
             "pairs": pairs,
             "decided": decided,
+            "examples": tied_examples,
             "value": fmean(known) if known else None,
             "state": method.state_dict(),
         }
 
+    def _left_over(
+        self,
+        main: Estimator,
+        pair: Sequence[int],
+        outcomes: Sequence[Outcome],
+        values: Sequence[float],
+    ) -> list[int]:
+        """The examples of a decided pair that score the same on both sides (2)."""
+        if "race" not in main.allows or not all(is_score(values[number]) for number in pair):
+            return []
+        return same_in_both(*(outcomes[number] for number in pair))
+
     def _judged(
-        self, run: RunFolder, key: str, examples: Sequence[Example], outcome: Outcome
+        self,
+        run: RunFolder,
+        step: int,
+        number: int,
+        keep: Sequence[int] | None,
+        examples: Sequence[Example],
+        outcome: Outcome,
     ) -> Outcome:
-        """What this objective says of an offset; asked once only."""
-        found = run.pending.get(key, examples[: len(outcome.batch)])
+        """What this objective says of an offset, or of some examples there; asked once only."""
+        key, batch = f"{run.key(step)}/tie_breaker/{number}", outcome.batch
+        asked = [examples[i] for i in (range(len(batch)) if keep is None else keep)]
+        found = run.pending.get(key, asked)
         if found is None:
-            found = self.service.judge(outcome.batch)
+            found = self.service.judge(batch if keep is None else batch.select(keep))
             run.pending.put(key, found)
         return found
+
+
+def _held(own: Move, move: Move) -> Move:
+    """The tie-breaker's move where the metric's leaves room for it (3)."""
+    limits: dict[int, float] = {}
+    for seed, amount in move:
+        limits[seed] = limits.get(seed, 0.0) + amount
+    held = []
+    for seed, amount in own:
+        limit = SHARE * abs(limits.get(seed, 0.0)) or math.inf
+        held.append((seed, min(max(amount, -limit), limit)))
+    return held

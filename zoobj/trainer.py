@@ -10,7 +10,7 @@ from typing import Any
 from zoobj import checkpoint, hub
 from zoobj.assemble import (
     chosen,
-    is_first_order,
+    hears_ties,
     make_model,
     make_scorer,
     make_service,
@@ -62,7 +62,7 @@ class ZOTrainer:
             model of transformers or peft; every parameter that requires gradients is tuned.
         task: a name, file or Task; by default ``args.task``.
         objective: a name, ``file.py:function``, function or Objective; by default the task's own.
-        tie_breaker: likewise, asked only where pairs tie; by default none.
+        tie_breaker: likewise, asked only about what ties.
         args: all other settings. Of a run that is continued or branched off, those left open are
             taken over.
         train_dataset, eval_dataset, test_dataset: rows instead of the task's own train,
@@ -100,7 +100,7 @@ class ZOTrainer:
         wanted = self.args.objective if objective is None else objective
         self.objective = as_objective(self.task.objective if wanted is None else wanted)
         second = self.args.tie_breaker if tie_breaker is None else tie_breaker
-        self.tie_breaker = second_objective(second)
+        self.tie_breaker = second_objective(second, self.objective, hears_ties(self.args))
         self._name_objects(task, objective, tie_breaker)
         self.callbacks.belong_to(self.args, self.objective)
         given = None if isinstance(model, str) else model
@@ -180,8 +180,7 @@ class ZOTrainer:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
         make_schedule(self.args, min(self.max_steps, PARTS))  # refused before anything is written
-        second = None if is_first_order(self.args) else self.tie_breaker
-        self.ties = make_tie_breaker(self.args, second)
+        self.ties = make_tie_breaker(self.args, self.tie_breaker)
         parts = (self.track, self.scorer, self.service, self.data["train"])
         self.probe = make_step(self.args, self.objective, *parts, ties=self.ties)
         self.method = self.probe.method
