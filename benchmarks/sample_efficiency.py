@@ -12,6 +12,7 @@ Same model, data, minibatches and objective; a scored example is one at one poin
 all --seeds; the best of these is "MeZO, tuned". zoobj (--arms) gets no tuning:
 
 zoobj        the defaults
+zoobj-metric the metric alone, without a tie-breaker, the rest by default
 zoobj-full   all weights, the rest by default
 
 MeZO is written here as it is commonly coded: torch's normal noise from a global seed, passes +1, -2
@@ -39,7 +40,11 @@ from zoobj.objective import as_objective
 from zoobj.signal import judge, loss
 
 MARKS = 16
-ARMS: dict[str, dict[str, Any]] = {"zoobj": {}, "zoobj-full": {"tune": "full"}}
+ARMS: dict[str, dict[str, Any]] = {
+    "zoobj": {},
+    "zoobj-metric": {"tie_breaker": "none"},
+    "zoobj-full": {"tune": "full"},
+}
 Run = dict[str, Any]
 
 
