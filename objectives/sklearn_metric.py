@@ -65,6 +65,8 @@ class Sklearn(Objective):
         self.bounds = tuple(bounds)  # type: ignore[assignment]
         self.on_probabilities = _wants_probabilities(scorer)
         self.needs = frozenset({"label_scores" if self.on_probabilities else "predictions"})
+        if self.fn.__module__.endswith("._classification") and not self.on_probabilities:
+            self.tie_breaker = "margin"  # unlike a score of clusters, it rises with right labels
 
     def value(self, batch: Batch, scores: Sequence[Score] | None = None) -> float:
         what, options = f"sklearn:{self.name}", dict(self.options)
