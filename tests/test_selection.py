@@ -34,8 +34,16 @@ def rows(turned: bool) -> list[dict[str, Any]]:
 
 
 def same_but_for_test(one: Path, other: Path) -> None:
-    """The logs, the validations and the weights of two runs."""
+    """The logs, the validations and the weights of two runs; test is scored before and after."""
     logs = [untimed(folder) for folder in (one, other)]
+    validations = []
+    for folder in (one, other):
+        told = [(e["split"], e["step"], e["value"]) for e in untimed(folder, "metrics.jsonl")]
+        tests = [line for line in told if line[0] == "test"]
+        validations.append([line for line in told if line[0] == "validation"])
+        assert told == [tests[0], *validations[-1], *tests[1:]]
+        assert len(tests) <= 2
+    assert validations[0] == validations[1]
     for lines in logs:
         for line in lines:
             line.pop("hash")
