@@ -24,7 +24,7 @@ _BY_GRADIENTS: dict[str, dict[str, Any]] = {  # docs/methods.md has the experime
     "fo-sgd": {"learning_rate": 1e-2},
     "lomo": {"learning_rate": 1e-2},
     "fo-adam": {"learning_rate": 1e-4},
-    "adalomo": {"learning_rate": 1e-3},
+    "adalomo": {"learning_rate": 3e-3},
 }
 
 
