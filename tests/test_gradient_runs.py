@@ -9,6 +9,7 @@ from typing import Any
 import killed
 import pytest
 import torch
+from logs import untimed
 from safetensors.torch import load_file
 
 from zoobj import UserError, ZOConfig, ZOTrainer
@@ -254,6 +255,83 @@ def test_the_same_trainer_trains_twice(tmp_path: Path) -> None:
     trainer.args.overwrite_output_dir = True
     second = trainer.train()
     assert (second.before, second.after) == (first.before, first.after)
+
+
+# Memory ---------------------------------------------------------------------------------------
+
+
+class Full:
+    """From a step on, memory runs out in the second forward pass of more rows than fit."""
+
+    def __init__(self, at: int, most: int):
+        self.at, self.most, self.passes = at, most, 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **more: Any) -> None:
+        if state.global_step == self.at:
+            model.register_forward_pre_hook(self.check, with_kwargs=True)
+
+    def check(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.passes += len(kwargs["input_ids"]) > self.most
+        if len(kwargs["input_ids"]) > self.most and self.passes % 2 == 0:
+            raise torch.OutOfMemoryError("no memory left")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"method": "fo-adam"}, {"method": "forward-grad"}, {"fo_layers": 1, "tune": "full"}],
+    ids=["fo-adam", "forward-grad", "hybrid"],
+)
+def test_micro_batches_that_do_not_fit_are_halved(more: dict[str, Any], tmp_path: Path) -> None:
+    """Gradients of a pass that was cut short are dropped: the run is that with small ones."""
+
+    class Small:
+        def on_step_begin(self, args: Any, state: Any, *told: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                trainer.scorer.batch_size = 2
+
+    told = {"per_device_eval_batch_size": 4, "max_steps": 4, "eval_steps": 100, **more}
+    full = Full(3, 2)
+    ZOTrainer(args=args(tmp_path / "run", **told), callbacks=[full]).train()
+    assert full.passes == 2
+    trainer = ZOTrainer(args=args(tmp_path / "wanted", **told), callbacks=[Small()])
+    trainer.train()
+    assert untimed(tmp_path / "run") == untimed(tmp_path / "wanted")
+    assert killed.left(tmp_path / "run") == killed.left(tmp_path / "wanted")
+
+
+def test_what_moves_weights_on_the_way_says_what_to_do(tmp_path: Path) -> None:
+    told = {"method": "lomo", "per_device_eval_batch_size": 4}
+    with pytest.raises(UserError, match=r"can't try again .*: --gradient_checkpointing true") as at:
+        ZOTrainer(args=args(tmp_path / "run", **told), callbacks=[Full(3, 2)]).train()
+    assert "at step 3 of 6: --resume_from_checkpoint" in str(at.value)
+    assert "--branch_from" not in str(at.value)
+    less = args(tmp_path / "run", gradient_checkpointing=True, resume_from_checkpoint=True, **told)
+    ZOTrainer(args=less).train()
+    ZOTrainer(args=args(tmp_path / "wanted", **told)).train()
+    a, b = weights(tmp_path / "run"), weights(tmp_path / "wanted")
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+def test_steps_done_again_have_the_micro_batches_they_had(tmp_path: Path) -> None:
+    """Else they would be rounded otherwise, and not lead to the weights that were logged.
+
+    The rate ruins the model, so that all steps are done again, from the base.
+    """
+
+    class Stop:
+        def on_step_begin(self, args: Any, state: Any, *told: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                signal.raise_signal(signal.SIGINT)
+
+    told = {"method": "fo-sgd", "learning_rate": 30.0, "max_grad_norm": 1.0, "eval_steps": 4}
+    ZOTrainer(args=args(tmp_path / "whole", **told)).train()
+    with pytest.raises(Interrupted):
+        ZOTrainer(args=args(tmp_path / "run", **told), callbacks=[Stop()]).train()
+    again = args(tmp_path / "run", resume_from_checkpoint=True, **told)
+    ZOTrainer(args=again.model_copy(update={"per_device_eval_batch_size": 1})).train()
+    found, wanted = untimed(tmp_path / "run"), untimed(tmp_path / "whole")
+    assert found[:5] == wanted[:5]
+    assert [line["gradient"]["batch_size"] for line in found] == [64] * 5 + [1]
 
 
 # Weight decay, and both kinds of step at once -------------------------------------------------

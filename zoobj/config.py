@@ -308,7 +308,8 @@ OF_DIRECTIONS = (
 # data are known by their fingerprints, so that they may be moved.
 MAY_CHANGE_ON_RESUME = {
     *("model_name_or_path", "gguf_file", "device_map", "trust_remote_code"),
-    *("train_file", "validation_file", "test_file", "per_device_eval_batch_size"),
+    *("train_file", "validation_file", "test_file"),
+    *("per_device_eval_batch_size", "gradient_checkpointing"),
     *("max_evals", "max_steps", "max_seconds", "max_reward_calls", "target_value"),
     *("max_failed", "reward_workers", "reward_timeout", "reward_retries", "reward_memory"),
     *("reward_cache", "early_stopping_patience", "early_stopping_threshold"),

@@ -241,9 +241,10 @@ class ZOTrainer:
         except StorageError as error:
             raise StorageError(f"{error}; {self._where()}") from error
         except UserError as error:
+            branch = f"; --branch_from {self.run.path} goes on with other settings"
+            by_gradients = self.track.gradient is not None  # such steps can't be branched off
             raise UserError(
-                f"{error}; stopped {self._cut_off('error')}; --branch_from {self.run.path} goes on "
-                "with other settings"
+                f"{error}; stopped {self._cut_off('error')}{'' if by_gradients else branch}"
             ) from error
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
