@@ -2,6 +2,7 @@
 
 import math
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from dense import BATCH, INPUTS, ROWS, SEED, SIZE, START, TARGETS, direction, logistic, squares
 from logs import untimed
 from safetensors.torch import load_file
+from small import few_steps
 
-from zoobj import UserError, Walk, ZOConfig, ZOTrainer
+from zoobj import UserError, Walk, ZOTrainer
 from zoobj.cli import main
 from zoobj.comparison import surrogate_of
 from zoobj.estimators.forward_grad import ForwardGrad
@@ -204,22 +206,7 @@ def test_the_mean_move_is_the_gradient(loss: Any) -> None:
 
 # Runs -----------------------------------------------------------------------------------------
 
-SMALL = {
-    "method": "forward-grad",
-    "objective": "loglikelihood",
-    "max_steps": 6,
-    "eval_steps": 2,
-    "per_device_train_batch_size": 8,
-    "max_train_samples": 64,
-    "max_eval_samples": 16,
-    "max_test_samples": 16,
-    "max_new_tokens": 4,
-    "disable_tqdm": True,
-}
-
-
-def args(out: Path, **more: Any) -> ZOConfig:
-    return ZOConfig(**{**SMALL, **more}, output_dir=str(out))
+args = partial(few_steps, method="forward-grad")
 
 
 @pytest.mark.usefixtures("no_statistics")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from logs import untimed
 from safetensors.torch import load_file
+from small import few_steps as args
 
-from zoobj import UserError, ZOConfig, ZOTrainer
+from zoobj import UserError, ZOTrainer
 from zoobj.cli import main
 from zoobj.data import minibatch
 from zoobj.interrupts import Interrupted
@@ -26,25 +27,6 @@ from zoobj.tasks import SquadMini
 pytestmark = pytest.mark.usefixtures("no_statistics")
 
 FIRST_ORDER = ["adalomo", "fo-adam", "fo-sgd", "lomo"]
-SMALL = {
-    "max_steps": 6,
-    "eval_steps": 2,
-    "per_device_train_batch_size": 8,
-    "max_train_samples": 64,
-    "max_eval_samples": 16,
-    "max_test_samples": 16,
-    "max_new_tokens": 4,
-    "disable_tqdm": True,
-    "objective": "loglikelihood",
-}
-
-
-def args(out: Path, **more: Any) -> ZOConfig:
-    return ZOConfig(**{**SMALL, **more}, output_dir=str(out))
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -57,7 +39,7 @@ def test_a_run_improves_its_objective(method: str, tmp_path: Path) -> None:
     assert (result.method, result.evals, result.steps) == (method, 48, 6)
     assert result.after > result.before + 0.02
     assert result.seconds_in_walk == 0
-    told = lines(tmp_path / "run")
+    told = untimed(tmp_path / "run")
     assert [line["evals"] for line in told] == [8 * n for n in range(1, 7)]
     assert all(line["values"] == [-line["gradient"]["loss"]] for line in told)
     assert all(line["move"] == [] for line in told)
@@ -76,7 +58,7 @@ def test_its_steps_are_plain_gradient_descent(tmp_path: Path) -> None:
     for step in range(6):
         loss = training_loss(scorer, minibatch(examples, 8, 0, step))
         loss.backward()
-        assert lines(tmp_path / "run")[step]["gradient"]["loss"] == pytest.approx(
+        assert untimed(tmp_path / "run")[step]["gradient"]["loss"] == pytest.approx(
             loss.item(), rel=1e-4
         )
         for param in model.parameters():
@@ -90,7 +72,7 @@ def test_its_steps_are_plain_gradient_descent(tmp_path: Path) -> None:
 def test_lomo_is_fo_sgd_step_by_step(tmp_path: Path) -> None:
     for method in ("lomo", "fo-sgd"):
         ZOTrainer(args=args(tmp_path / method, method=method)).train()
-    pairs = zip(lines(tmp_path / "lomo"), lines(tmp_path / "fo-sgd"), strict=True)
+    pairs = zip(untimed(tmp_path / "lomo"), untimed(tmp_path / "fo-sgd"), strict=True)
     for one, other in pairs:
         assert one["gradient"]["loss"] == pytest.approx(other["gradient"]["loss"], rel=1e-5)
     a, b = weights(tmp_path / "lomo"), weights(tmp_path / "fo-sgd")
@@ -341,7 +323,7 @@ def test_steps_done_again_have_the_micro_batches_they_had(tmp_path: Path) -> Non
 def test_a_log_with_decay_gives_back_its_weights(to_base: bool, tmp_path: Path) -> None:
     told = {"tune": "full", "weight_decay": 2.0, "decay_to_base": to_base}
     ZOTrainer(args=args(tmp_path / "run", learning_rate=3e-3, **told)).train()
-    told_lines = lines(tmp_path / "run")
+    told_lines = untimed(tmp_path / "run")
     rates = [line["decay"][0] for line in told_lines]
     assert rates == pytest.approx([2 * line["learning_rate"] for line in told_lines])
     best = json.loads((tmp_path / "run" / "result.json").read_text())["best_step"]
@@ -427,7 +409,7 @@ def test_a_hybrid_moves_each_part_by_its_own_means(tmp_path: Path) -> None:
     assert seen == [by_gradients] * 6
     assert set(trainer.track.walk.names).isdisjoint(by_gradients)
     assert len(trainer.track.walk.names) + len(by_gradients) == len([*base.parameters()])
-    told = lines(tmp_path / "run")
+    told = untimed(tmp_path / "run")
     assert all(line["move"] for line in told if not line["tie"])
     assert told[-1]["gradient"]["loss"] < told[0]["gradient"]["loss"]
     assert [line["evals"] for line in told] == [24 * n for n in range(1, 7)]
@@ -438,6 +420,6 @@ def test_a_surrogate_is_measured_by_the_objective(tmp_path: Path) -> None:
     told = args(tmp_path / "run", method="lomo", objective="token_f1", surrogate="loglikelihood")
     result = ZOTrainer(args=told).train()
     assert result.objective == "token_f1"
-    assert all(line["values"] == [] for line in lines(tmp_path / "run"))
-    report = _plot(result, lines(tmp_path / "run"), [])
+    assert all(line["values"] == [] for line in untimed(tmp_path / "run"))
+    report = _plot(result, untimed(tmp_path / "run"), [])
     assert "<svg" in report

@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 from dense import BATCH, ROWS, SEED, SIZE, START, logistic, moved, slope, squares
 from logs import untimed
+from small import Interrupting
 
 from zoobj import UserError, Walk, ZOConfig, ZOTrainer
 from zoobj.assemble import make_method, method_class
@@ -417,26 +417,13 @@ def small(output_dir: Path, method: str, **more: Any) -> ZOConfig:
     return ZOConfig(**{**settings, **more})
 
 
-class Interrupt:
-    """A score that is interrupted at one of its calls; counts them."""
-
-    def __init__(self, at: int = -1):
-        self.at, self.calls = at, 0
-
-    def __call__(self, completions: list[str], **kwargs: Any) -> list[float]:
-        self.calls += 1
-        if self.calls == self.at:
-            signal.raise_signal(signal.SIGINT)
-        return [float(sum(map(ord, text)) % 97) for text in completions]
-
-
 @pytest.mark.usefixtures("no_statistics")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SCORED)
 def test_a_run_that_is_cut_off_ends_as_it_would_have(tmp_path: Path, method: str) -> None:
     """Within a step, in whatever round: what was scored is not asked for again."""
     at = 7 if method == "zo-conservative" else 9  # the try-out is 1, step 0 begins with 4
-    whole, cut, rest = Interrupt(), Interrupt(at), Interrupt()
+    whole, cut, rest = Interrupting(), Interrupting(at), Interrupting()
     ZOTrainer(objective=whole, args=small(tmp_path / "whole", method)).train()
     with pytest.raises(Interrupted):
         ZOTrainer(objective=cut, args=small(tmp_path / "run", method)).train()
@@ -457,7 +444,7 @@ def test_a_run_that_is_cut_off_ends_as_it_would_have(tmp_path: Path, method: str
 @pytest.mark.parametrize("method", ["one-point", "zo-conservative", "zo-momentum", "zo-svrg"])
 def test_an_overlay_is_scored_at_all_that_a_method_asks_for(tmp_path: Path, method: str) -> None:
     args = small(tmp_path / "run", method, tune="steer", directions=2, max_steps=3)
-    ZOTrainer(objective=Interrupt(), args=args).train()
+    ZOTrainer(objective=Interrupting(), args=args).train()
     scored = [len(line["values"]) for line in untimed(tmp_path / "run")]
     assert max(scored) == make_method(args).evaluations  # all rounds
 
@@ -491,12 +478,12 @@ def test_an_example_that_fails_is_dropped_from_all_that_are_compared(
 @pytest.mark.usefixtures("no_statistics")
 def test_blocks_are_replayed(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    ZOTrainer(objective=Interrupt(), args=small(out, "zo-momentum", blocks=3)).train()
+    ZOTrainer(objective=Interrupting(), args=small(out, "zo-momentum", blocks=3)).train()
     steps = untimed(out)
     assert steps[0]["run"]["settings"]["blocks"] == 3
     best = json.loads((out / "result.json").read_text())["best_step"]
     back = ZOTrainer.from_log(
-        str(out), args=ZOConfig(output_dir=str(tmp_path / "b")), objective=Interrupt()
+        str(out), args=ZOConfig(output_dir=str(tmp_path / "b")), objective=Interrupting()
     )
     model = ZOTrainer(args=small(tmp_path / "c", "zo-sgd")).model
     names = [name for name, _ in model.named_parameters()]
