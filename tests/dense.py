@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from zoobj.estimators import Estimator
 from zoobj.noise import derive, noise
@@ -44,9 +45,11 @@ def logistic(theta: Vector, rows: Any) -> float:
     return float(np.mean(np.logaddexp(0.0, -margins)))
 
 
-def slope(theta: Vector, rows: Any) -> Vector:
-    """The gradient of ``squares``."""
-    return INPUTS[rows].T @ (INPUTS[rows] @ theta - TARGETS[rows]) / len(rows)
+def slope(theta: Vector, rows: Any, loss: Any) -> Vector:
+    """The gradient of ``squares`` or ``logistic``."""
+    told, sign = INPUTS[rows] @ theta, np.sign(TARGETS[rows])
+    each = told - TARGETS[rows] if loss is squares else -sign / (1 + np.exp(sign * told))
+    return INPUTS[rows].T @ each / len(rows)
 
 
 def batch(step: int, size: int = BATCH) -> Any:
@@ -190,3 +193,22 @@ class SVRG(SGD):
         if self.normalize:
             unit = math.sqrt(2 * self.q) / self.rms(found)
         return theta - self.lr * unit * (self.full + correction)
+
+
+class Population(SGD):
+    """Members' losses shaped within the step, one pair after another."""
+
+    def __init__(self, lr: float, eps: float, q: int, shaping: str = "rank"):
+        super().__init__(lr, eps, q)
+        self.shaping = shaping
+
+    def step(self, step: int, theta: Vector, loss: Loss) -> Vector:
+        directions = [direction(derive(SEED, step, k)) for k in range(self.q)]
+        losses = [loss(theta + side * z) for z in directions for side in (self.eps, -self.eps)]
+        shaped = rankdata(losses) if self.shaping == "rank" else losses
+        d = [shaped[2 * k] - shaped[2 * k + 1] for k in range(self.q)]
+        d = [float(np.sign(x)) for x in d] if self.shaping == "sign" else d
+        rms = math.sqrt(np.mean(np.square(d)))
+        for z, x in zip(directions, d, strict=True):
+            theta = theta - self.lr / math.sqrt(self.q) * x / rms * z
+        return theta

@@ -52,6 +52,24 @@ def test_population_prints_its_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_memory_prints_a_line_for_each_method(tmp_path: Path) -> None:
+    out = tmp_path / "memory.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "memory.py"), "--json", str(out)]
+    command += ["--layers", "1", "--rows", "1", "--tokens", "8"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert run.returncode == 0, run.stderr
+    told = json.loads(out.read_text())
+    assert len(told) == 8
+    for name, figures in told.items():
+        assert f"| {name} | {figures['peak'] / 2**20:.0f} |" in run.stdout
+        assert figures["weights"] == told["inference"]["weights"] > figures["largest"] > 0
+        assert figures["peak"] > figures["weights"]
+    peaks = {name: figures["peak"] - figures["weights"] for name, figures in told.items()}
+    assert max(peaks["inference"], peaks["zo-sgd"]) < peaks["fo-sgd"] < peaks["fo-adam"]
+
+
+@pytest.mark.slow
 def test_against_grpo_measures_both(tmp_path: Path) -> None:
     pytest.importorskip("trl")
     script, out = str(ROOT / "benchmarks" / "against_grpo.py"), tmp_path / "out"

@@ -10,7 +10,7 @@ import pytest
 from zoobj import UserError, ZOConfig
 from zoobj.cli import main
 from zoobj.compare import _interval, _markdown, _row, _verdict, compare
-from zoobj.comparison import Cell
+from zoobj.comparison import BASELINES, Cell, result, settings_of
 
 FEW = {
     "max_evals": 128,
@@ -82,6 +82,60 @@ def test_a_choices_task_has_a_probe_and_examples_in_context(tmp_path: Path) -> N
     assert set(rows) == {"zero-shot", "in-context", "linear-probe"}
     assert float(rows["linear-probe"]["value"]) == 1.0, "a's are 0 and b's are 1"
     assert all(row["verdict"] == "-" for row in rows.values())
+
+
+@pytest.mark.slow
+def test_a_budget_of_seconds_is_each_run_s(tmp_path: Path) -> None:
+    """None has less for those before it; each ends at the first step after so many seconds."""
+    args = few(tmp_path / "out", max_evals=None, max_seconds=2.0, eval_steps=1000)
+    table = compare(args, ["zo-sgd", "lomo"], ["loglikelihood"], 2, baselines=[])
+    assert "| evals | seconds (max_seconds 2.0) |" in table
+    cells = json.loads((tmp_path / "out" / "compare.json").read_text())["cells"]
+    assert len(cells) == 4
+    for cell in cells:
+        assert cell["result"]["stop_reason"] == "max_seconds"
+        folder = tmp_path / "out" / Cell(**cell["cell"]).name
+        steps = [line["seconds"] for line in map(json.loads, (folder / "log.jsonl").open())]
+        first = json.loads((folder / "metrics.jsonl").open().readline())["seconds"]
+        assert sum(steps[:-1]) + first < 2.0
+        assert cell["result"]["steps"] == len(steps) > 1
+
+
+@pytest.mark.usefixtures("no_statistics")
+@pytest.mark.parametrize("method", ["fo-sgd", "forward-grad", "zo-momentum"])
+@pytest.mark.parametrize("objective", ["loglikelihood", "token_f1"])
+def test_what_a_method_has_no_use_for_is_left_out(
+    method: str, objective: str, tmp_path: Path
+) -> None:
+    told = {"eps": 0.01, "directions": 2, "momentum": 0.5, "max_grad_norm": 1.0}
+    unused = {
+        "fo-sgd": {"eps", "directions", "momentum"},
+        "forward-grad": {"eps", "momentum", "max_grad_norm"},
+        "zo-momentum": {"max_grad_norm"},
+    }[method]
+    settings = {**FEW, "tune": "full", "max_evals": 64, **told}
+    own = settings_of(method, settings)
+    assert settings.keys() - own.keys() == unused
+    assert own.items() <= settings.items()
+    found = result(Cell(method, objective, 1), own, 4, tmp_path)
+    assert found["evals"] == 64
+    assert all(settings_of(name, settings) == settings for name in BASELINES)
+
+
+@pytest.mark.slow
+def test_and_the_table_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    args = few(tmp_path / "out", eps=0.01, max_evals=32)
+    for _ in range(2):  # also where it is done already
+        table = compare(args, ["fo-sgd", "zo-sgd"], ["loglikelihood"], 1, baselines=[])
+        head, _, first, second = table.splitlines()
+        assert "| evals (max_evals 32) | seconds |" in head
+        assert first.startswith("| fo-sgd (without eps) | loglikelihood | -")
+        assert second.startswith("| zo-sgd | loglikelihood | -")
+    said = [record.getMessage() for record in caplog.records]
+    assert "1 of 2: fo-sgd-loglikelihood-1, without --eps: the method has no use for it" in said
+    rows = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
+    assert [row["left_out"] for row in rows] == ["eps", ""]
 
 
 @pytest.mark.parametrize(
@@ -158,11 +212,11 @@ def test_what_gradients_are_trained_on_is_said() -> None:
     row = _row("lomo", "token_f1", [{"result": run(0.7)}], 0.5)
     assert row is not None
     assert row["trained_on"] == "loglikelihood"
-    assert "| lomo (trained on loglikelihood) | token_f1 | 0.700 |" in _markdown([row])
+    assert "| lomo (trained on loglikelihood) | token_f1 | 0.700 |" in _markdown([row], {})
     for method, objective in (("lomo", "loglikelihood"), ("zo-sgd", "token_f1")):
         row = _row(method, objective, [{"result": run(0.7)}], 0.5)
         assert row is not None
-        assert "trained on" not in _markdown([row])
+        assert "trained on" not in _markdown([row], {})
 
 
 def test_names_of_files() -> None:

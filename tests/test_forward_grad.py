@@ -2,6 +2,7 @@
 
 import math
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from dense import BATCH, INPUTS, ROWS, SEED, SIZE, START, TARGETS, direction, logistic, squares
 from logs import untimed
 from safetensors.torch import load_file
+from small import few_steps
 
-from zoobj import UserError, Walk, ZOConfig, ZOTrainer
+from zoobj import UserError, Walk, ZOTrainer
 from zoobj.cli import main
 from zoobj.comparison import surrogate_of
 from zoobj.estimators.forward_grad import ForwardGrad
@@ -148,14 +150,6 @@ def test_no_graph_is_made_and_the_model_is_left_as_it_was(tokenizer: Any) -> Non
 # Steps ----------------------------------------------------------------------------------------
 
 
-def gradient(theta: Any, rows: Any, loss: Any) -> Any:
-    if loss is squares:
-        return dense.slope(theta, rows)
-    sign = np.sign(TARGETS[rows])
-    weight = -sign / (1 + np.exp(sign * (INPUTS[rows] @ theta)))
-    return INPUTS[rows].T @ weight / len(rows)
-
-
 def slopes(theta: Any, rows: Any, loss: Any) -> Any:
     """What a step is told, in float64, by torch's forward mode."""
     x, y = torch.tensor(INPUTS[rows]), torch.tensor(TARGETS[rows])
@@ -183,7 +177,7 @@ def test_a_hundred_steps_are_the_dense_twin_s(q: int, normalize: bool, loss: Any
         rows = dense.batch(step)
         _, move = taken(method, step, slopes(theta, rows, loss))
         theta = dense.moved(theta, move)
-        full, change = gradient(wanted, rows, loss), np.zeros(SIZE)
+        full, change = dense.slope(wanted, rows, loss), np.zeros(SIZE)
         for k in range(q):
             z = direction(derive(SEED, step, k))
             g = full @ z
@@ -201,7 +195,7 @@ def test_a_hundred_steps_are_the_dense_twin_s(q: int, normalize: bool, loss: Any
 def test_the_mean_move_is_the_gradient(loss: Any) -> None:
     rows, steps = dense.batch(0, 4 * BATCH), 1500
     method = ForwardGrad(seed=SEED, eps=0.1, learning_rate=1.0, directions=2, normalize=False)
-    wanted, found = gradient(START, rows, loss), []
+    wanted, found = dense.slope(START, rows, loss), []
     for step in range(steps):
         _, move = taken(method, step, lambda n, o: float(wanted @ dense.moved(0.0, o.items())))
         found.append(-dense.moved(np.zeros(SIZE), move))
@@ -212,22 +206,7 @@ def test_the_mean_move_is_the_gradient(loss: Any) -> None:
 
 # Runs -----------------------------------------------------------------------------------------
 
-SMALL = {
-    "method": "forward-grad",
-    "objective": "loglikelihood",
-    "max_steps": 6,
-    "eval_steps": 2,
-    "per_device_train_batch_size": 8,
-    "max_train_samples": 64,
-    "max_eval_samples": 16,
-    "max_test_samples": 16,
-    "max_new_tokens": 4,
-    "disable_tqdm": True,
-}
-
-
-def args(out: Path, **more: Any) -> ZOConfig:
-    return ZOConfig(**{**SMALL, **more}, output_dir=str(out))
+args = partial(few_steps, method="forward-grad")
 
 
 @pytest.mark.usefixtures("no_statistics")

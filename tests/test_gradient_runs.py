@@ -9,9 +9,11 @@ from typing import Any
 import killed
 import pytest
 import torch
+from logs import untimed
 from safetensors.torch import load_file
+from small import few_steps as args
 
-from zoobj import UserError, ZOConfig, ZOTrainer
+from zoobj import UserError, ZOTrainer
 from zoobj.cli import main
 from zoobj.data import minibatch
 from zoobj.interrupts import Interrupted
@@ -25,25 +27,6 @@ from zoobj.tasks import SquadMini
 pytestmark = pytest.mark.usefixtures("no_statistics")
 
 FIRST_ORDER = ["adalomo", "fo-adam", "fo-sgd", "lomo"]
-SMALL = {
-    "max_steps": 6,
-    "eval_steps": 2,
-    "per_device_train_batch_size": 8,
-    "max_train_samples": 64,
-    "max_eval_samples": 16,
-    "max_test_samples": 16,
-    "max_new_tokens": 4,
-    "disable_tqdm": True,
-    "objective": "loglikelihood",
-}
-
-
-def args(out: Path, **more: Any) -> ZOConfig:
-    return ZOConfig(**{**SMALL, **more}, output_dir=str(out))
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -56,7 +39,7 @@ def test_a_run_improves_its_objective(method: str, tmp_path: Path) -> None:
     assert (result.method, result.evals, result.steps) == (method, 48, 6)
     assert result.after > result.before + 0.02
     assert result.seconds_in_walk == 0
-    told = lines(tmp_path / "run")
+    told = untimed(tmp_path / "run")
     assert [line["evals"] for line in told] == [8 * n for n in range(1, 7)]
     assert all(line["values"] == [-line["gradient"]["loss"]] for line in told)
     assert all(line["move"] == [] for line in told)
@@ -75,7 +58,7 @@ def test_its_steps_are_plain_gradient_descent(tmp_path: Path) -> None:
     for step in range(6):
         loss = training_loss(scorer, minibatch(examples, 8, 0, step))
         loss.backward()
-        assert lines(tmp_path / "run")[step]["gradient"]["loss"] == pytest.approx(
+        assert untimed(tmp_path / "run")[step]["gradient"]["loss"] == pytest.approx(
             loss.item(), rel=1e-4
         )
         for param in model.parameters():
@@ -89,7 +72,7 @@ def test_its_steps_are_plain_gradient_descent(tmp_path: Path) -> None:
 def test_lomo_is_fo_sgd_step_by_step(tmp_path: Path) -> None:
     for method in ("lomo", "fo-sgd"):
         ZOTrainer(args=args(tmp_path / method, method=method)).train()
-    pairs = zip(lines(tmp_path / "lomo"), lines(tmp_path / "fo-sgd"), strict=True)
+    pairs = zip(untimed(tmp_path / "lomo"), untimed(tmp_path / "fo-sgd"), strict=True)
     for one, other in pairs:
         assert one["gradient"]["loss"] == pytest.approx(other["gradient"]["loss"], rel=1e-5)
     a, b = weights(tmp_path / "lomo"), weights(tmp_path / "fo-sgd")
@@ -256,6 +239,83 @@ def test_the_same_trainer_trains_twice(tmp_path: Path) -> None:
     assert (second.before, second.after) == (first.before, first.after)
 
 
+# Memory ---------------------------------------------------------------------------------------
+
+
+class Full:
+    """From a step on, memory runs out in the second forward pass of more rows than fit."""
+
+    def __init__(self, at: int, most: int):
+        self.at, self.most, self.passes = at, most, 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **more: Any) -> None:
+        if state.global_step == self.at:
+            model.register_forward_pre_hook(self.check, with_kwargs=True)
+
+    def check(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.passes += len(kwargs["input_ids"]) > self.most
+        if len(kwargs["input_ids"]) > self.most and self.passes % 2 == 0:
+            raise torch.OutOfMemoryError("no memory left")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"method": "fo-adam"}, {"method": "forward-grad"}, {"fo_layers": 1, "tune": "full"}],
+    ids=["fo-adam", "forward-grad", "hybrid"],
+)
+def test_micro_batches_that_do_not_fit_are_halved(more: dict[str, Any], tmp_path: Path) -> None:
+    """Gradients of a pass that was cut short are dropped: the run is that with small ones."""
+
+    class Small:
+        def on_step_begin(self, args: Any, state: Any, *told: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                trainer.scorer.batch_size = 2
+
+    told = {"per_device_eval_batch_size": 4, "max_steps": 4, "eval_steps": 100, **more}
+    full = Full(3, 2)
+    ZOTrainer(args=args(tmp_path / "run", **told), callbacks=[full]).train()
+    assert full.passes == 2
+    trainer = ZOTrainer(args=args(tmp_path / "wanted", **told), callbacks=[Small()])
+    trainer.train()
+    assert untimed(tmp_path / "run") == untimed(tmp_path / "wanted")
+    assert killed.left(tmp_path / "run") == killed.left(tmp_path / "wanted")
+
+
+def test_what_moves_weights_on_the_way_says_what_to_do(tmp_path: Path) -> None:
+    told = {"method": "lomo", "per_device_eval_batch_size": 4}
+    with pytest.raises(UserError, match=r"can't try again .*: --gradient_checkpointing true") as at:
+        ZOTrainer(args=args(tmp_path / "run", **told), callbacks=[Full(3, 2)]).train()
+    assert "at step 3 of 6: --resume_from_checkpoint" in str(at.value)
+    assert "--branch_from" not in str(at.value)
+    less = args(tmp_path / "run", gradient_checkpointing=True, resume_from_checkpoint=True, **told)
+    ZOTrainer(args=less).train()
+    ZOTrainer(args=args(tmp_path / "wanted", **told)).train()
+    a, b = weights(tmp_path / "run"), weights(tmp_path / "wanted")
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+def test_steps_done_again_have_the_micro_batches_they_had(tmp_path: Path) -> None:
+    """Else they would be rounded otherwise, and not lead to the weights that were logged.
+
+    The rate ruins the model, so that all steps are done again, from the base.
+    """
+
+    class Stop:
+        def on_step_begin(self, args: Any, state: Any, *told: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                signal.raise_signal(signal.SIGINT)
+
+    told = {"method": "fo-sgd", "learning_rate": 30.0, "max_grad_norm": 1.0, "eval_steps": 4}
+    ZOTrainer(args=args(tmp_path / "whole", **told)).train()
+    with pytest.raises(Interrupted):
+        ZOTrainer(args=args(tmp_path / "run", **told), callbacks=[Stop()]).train()
+    again = args(tmp_path / "run", resume_from_checkpoint=True, **told)
+    ZOTrainer(args=again.model_copy(update={"per_device_eval_batch_size": 1})).train()
+    found, wanted = untimed(tmp_path / "run"), untimed(tmp_path / "whole")
+    assert found[:5] == wanted[:5]
+    assert [line["gradient"]["batch_size"] for line in found] == [64] * 5 + [1]
+
+
 # Weight decay, and both kinds of step at once -------------------------------------------------
 
 
@@ -263,7 +323,7 @@ def test_the_same_trainer_trains_twice(tmp_path: Path) -> None:
 def test_a_log_with_decay_gives_back_its_weights(to_base: bool, tmp_path: Path) -> None:
     told = {"tune": "full", "weight_decay": 2.0, "decay_to_base": to_base}
     ZOTrainer(args=args(tmp_path / "run", learning_rate=3e-3, **told)).train()
-    told_lines = lines(tmp_path / "run")
+    told_lines = untimed(tmp_path / "run")
     rates = [line["decay"][0] for line in told_lines]
     assert rates == pytest.approx([2 * line["learning_rate"] for line in told_lines])
     best = json.loads((tmp_path / "run" / "result.json").read_text())["best_step"]
@@ -349,7 +409,7 @@ def test_a_hybrid_moves_each_part_by_its_own_means(tmp_path: Path) -> None:
     assert seen == [by_gradients] * 6
     assert set(trainer.track.walk.names).isdisjoint(by_gradients)
     assert len(trainer.track.walk.names) + len(by_gradients) == len([*base.parameters()])
-    told = lines(tmp_path / "run")
+    told = untimed(tmp_path / "run")
     assert all(line["move"] for line in told if not line["tie"])
     assert told[-1]["gradient"]["loss"] < told[0]["gradient"]["loss"]
     assert [line["evals"] for line in told] == [24 * n for n in range(1, 7)]
@@ -360,6 +420,6 @@ def test_a_surrogate_is_measured_by_the_objective(tmp_path: Path) -> None:
     told = args(tmp_path / "run", method="lomo", objective="token_f1", surrogate="loglikelihood")
     result = ZOTrainer(args=told).train()
     assert result.objective == "token_f1"
-    assert all(line["values"] == [] for line in lines(tmp_path / "run"))
-    report = _plot(result, lines(tmp_path / "run"), [])
+    assert all(line["values"] == [] for line in untimed(tmp_path / "run"))
+    report = _plot(result, untimed(tmp_path / "run"), [])
     assert "<svg" in report

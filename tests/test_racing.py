@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from logs import untimed
+from small import Interrupting
 
 from zoobj import Batch, Objective, UserError, ZOConfig, ZOTrainer, as_objective
 from zoobj.assemble import make_method
@@ -170,19 +170,6 @@ def test_what_is_decided_is_scored_no_further(tmp_path: Path) -> None:
         assert 6 * 4 <= 2 * line["n"] <= 6 * 16
 
 
-class Counted:
-    """A score of completions; counts its calls, and is interrupted at one of them."""
-
-    def __init__(self, at: int = -1):
-        self.at, self.calls = at, 0
-
-    def __call__(self, completions: list[str], **kwargs: Any) -> list[float]:
-        self.calls += 1
-        if self.calls == self.at:
-            signal.raise_signal(signal.SIGINT)
-        return [float(sum(map(ord, text)) % 7) for text in completions]
-
-
 @runs
 @pytest.mark.parametrize(
     ("at", "more"), [(4, {"tune": "full", "eps": 5e-3}), (11, {"grow_batch": 2})]
@@ -193,7 +180,7 @@ def test_a_race_that_is_cut_off_ends_as_it_would_have(
     """Within a step, at whatever look; no score is asked for twice."""
     told = {"race": 1.5, "tie_breaker": "margin", "max_steps": 2, "directions": 2, **more}
     told |= {"per_device_train_batch_size": 8}
-    whole, cut, rest = Counted(), Counted(at), Counted()
+    whole, cut, rest = (Interrupting(call, levels=7) for call in (-1, at, -1))
     ZOTrainer(objective=whole, args=small(tmp_path / "whole", **told)).train()
     with pytest.raises(Interrupted):
         ZOTrainer(objective=cut, args=small(tmp_path / "run", **told)).train()

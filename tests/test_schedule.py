@@ -1,6 +1,8 @@
 """The course of the learning rate, beside transformers' own schedulers."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ from transformers import TrainingArguments, get_scheduler
 
 from zoobj import ZOConfig, ZOTrainer
 from zoobj.errors import UserError
-from zoobj.schedule import PARTS, make_schedule
+from zoobj.schedule import PARTS, LearningRate, make_schedule
+from zoobj.stopping import ENDLESS
 
 KINDS: list[tuple[str, dict[str, Any]]] = [
     ("constant_with_warmup", {}),
@@ -43,6 +46,37 @@ def test_step_by_step_as_in_transformers(kind: str, more: dict[str, Any], warmup
         assert rate * ours(step) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_a_learning_rate_for_each_step(kind: str) -> None:
+    args = ZOConfig(lr_scheduler_type=kind, learning_rate=1.0)
+    run, rate = SimpleNamespace(evals=0, seconds=0.0), LearningRate(args, 4)
+    rates = [rate(step, run) for step in range(4)]  # type: ignore[arg-type]
+    expected = {
+        "constant": [1.0] * 4,
+        "linear": [1.0, 0.75, 0.5, 0.25],
+        "cosine": [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)],
+    }
+    assert rates == pytest.approx(expected[kind])
+
+
+@pytest.mark.parametrize(
+    ("told", "steps", "spent", "rate"),
+    [
+        ({"max_evals": 100, "race": 2.0}, ENDLESS, {"evals": 25}, 0.75),
+        ({"max_evals": 100, "grow_batch": 2}, 4, {"evals": 25}, 0.25),  # step 3 of 4 is further
+        ({"max_evals": 100}, 4, {"evals": 25}, 0.25),  # all steps cost the same
+        ({"max_seconds": 8.0}, ENDLESS, {"seconds": 2.0}, 0.75),
+        ({"max_seconds": 8.0}, ENDLESS, {"seconds": 9.0}, 0.0),
+        ({"max_seconds": 8.0, "max_steps": 4}, 4, {"seconds": 2.0}, 0.25),
+    ],
+)
+def test_it_goes_by_the_budget(
+    told: dict[str, Any], steps: int, spent: dict[str, float], rate: float
+) -> None:
+    run: Any = SimpleNamespace(**{"evals": 0, "seconds": 0.0, **spent})
+    assert LearningRate(ZOConfig(learning_rate=1.0, **told), steps)(3, run) == pytest.approx(rate)
 
 
 def test_runs_log_it_and_resume_it(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The whole loop on the embedded model: the score moves, the log repeats it, nothing is lost."""
 
 import json
-import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -303,20 +302,6 @@ def test_sampling_scores_both_sides_with_the_same_noise(tmp_path: Path) -> None:
     args = small(tmp_path / "run", do_sample=True, temperature=1.3, eps=1e-9, max_steps=2)
     ZOTrainer(args=args).train()
     assert all(line["flips"] == 0 for line in lines(tmp_path / "run" / "log.jsonl"))
-
-
-@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
-def test_learning_rate_schedules(tmp_path: Path, kind: str) -> None:
-    args = small(tmp_path / "run", lr_scheduler_type=kind, learning_rate=1.0)
-    trainer = ZOTrainer(args=args)
-    trainer.max_steps = 4
-    rates = [trainer._learning_rate(step) for step in range(4)]
-    expected = {
-        "constant": [1.0] * 4,
-        "linear": [1.0, 0.75, 0.5, 0.25],
-        "cosine": [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)],
-    }
-    assert rates == pytest.approx(expected[kind])
 
 
 def test_minibatches_are_shuffled_epochs(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ import pytest
 import torch
 from dense import BATCH, ROWS, SEED, SIZE, START, logistic, moved, slope, squares
 from logs import untimed
+from small import Interrupting
 
 from zoobj import UserError, Walk, ZOConfig, ZOTrainer
 from zoobj.assemble import make_method, method_class
 from zoobj.estimators import CATALOGUE, Estimator
 from zoobj.estimators.one_point import OnePoint
+from zoobj.estimators.population import Population
 from zoobj.estimators.trail import Trail
 from zoobj.estimators.zo_adam import ZOAdam
 from zoobj.estimators.zo_conservative import ZOConservative
@@ -48,8 +49,11 @@ TWINS: list[tuple[Any, Any, float, dict[str, Any]]] = [
     (OnePoint, dense.OnePoint, 0.001, {"normalize": True}),
     (ZOSVRG, dense.SVRG, 0.002, {"q": 2}),
     (ZOSVRG, dense.SVRG, 0.002, {"normalize": True}),
+    (Population, dense.Population, 0.01, {"q": 4}),
+    (Population, dense.Population, 0.01, {"q": 4, "shaping": "zscore"}),
+    (Population, dense.Population, 0.01, {"q": 1, "shaping": "sign"}),
 ]
-OWN_SCALE = (ZOSign, ZOAdam)  # have no use for ``normalize``
+OWN_SCALE = (ZOSign, ZOAdam, Population)  # have no use for ``normalize``
 ALL = [name for name in sorted(CATALOGUE) if issubclass(method_class(name), Estimator)]
 SCORED = [name for name in ALL if not method_class(name).derivative]  # at offsets, by the walk
 
@@ -138,6 +142,16 @@ def test_adam_s_scalar_is_close_to_a_dense_second_moment() -> None:
 # Means and variances --------------------------------------------------------------------------
 
 
+def mean_move(method: Any, loss: Any, steps: int) -> tuple[Any, Any]:
+    """Of steps at START on all rows, theta staying there; and the root mean square of each part."""
+    rows, made = np.arange(ROWS), []
+    for step in range(steps):
+        _, move = taken(method, step, lambda n, o: loss(moved(START, o.items()), rows))
+        made.append(-moved(np.zeros(SIZE), move))
+    return np.mean(made, axis=0), np.sqrt(np.mean(np.square(made), axis=0))
+
+
+@pytest.mark.parametrize("loss", [squares, logistic])
 @pytest.mark.parametrize(
     ("kind", "settings", "factor"),
     [
@@ -148,28 +162,43 @@ def test_adam_s_scalar_is_close_to_a_dense_second_moment() -> None:
         (OnePoint, {"eps": 1.0, "q": 2}, 1.0),
     ],
 )
-def test_the_mean_move_is_the_gradient(kind: Any, settings: dict[str, Any], factor: float) -> None:
-    """E[g z] is the gradient of a quadratic, for +/-1 noise exactly; theta stays."""
-    rows, steps = np.arange(ROWS), 1500
-    method, total, square = made(kind, 1.0, **settings), np.zeros(SIZE), np.zeros(SIZE)
-    for step in range(steps):
-        _, move = taken(method, step, lambda n, o: squares(moved(START, o.items()), rows))
-        step_made = moved(np.zeros(SIZE), move)
-        total -= step_made
-        square += step_made**2
+def test_the_mean_move_is_the_gradient(
+    kind: Any, settings: dict[str, Any], factor: float, loss: Any
+) -> None:
+    """E[g z] is the gradient: for +/-1 noise exactly of a quadratic, else to order eps^2."""
+    steps, told = 1500, settings if loss is squares else {**settings, "eps": 0.01}
+    found, size = mean_move(made(kind, 1.0, **told), loss, steps)
+    wanted = factor * slope(START, np.arange(ROWS), loss)
     # Momentum's moves are alike within some ten steps: fewer are independent.
-    error = np.sqrt(square / steps) / np.sqrt(steps / (20 if kind is ZOMomentum else 1))
-    assert (np.abs(total / steps - factor * slope(START, rows)) < 4.5 * error).all()
-    assert np.linalg.norm(total / steps) > 0.5 * factor * np.linalg.norm(slope(START, rows))
+    error = size / np.sqrt(steps / (20 if kind is ZOMomentum else 1))
+    assert (np.abs(found - wanted) < 4.5 * error).all()
+    assert np.linalg.norm(found) > 0.5 * np.linalg.norm(wanted)
 
 
-def estimates(method: ZOSVRG, theta: Any, draws: int) -> Any:
+@pytest.mark.parametrize("loss", [squares, logistic])
+@pytest.mark.parametrize(
+    ("shaping", "share"),
+    [("zscore", 1.0), ("rank", np.sqrt(3 / np.pi)), ("sign", np.sqrt(2 / np.pi))],
+)
+def test_the_mean_move_of_a_population_is_along_the_gradient(
+    shaping: str, share: float, loss: Any
+) -> None:
+    """sqrt(q) times how a pair's difference correlates with its shape, as it is close to normal."""
+    q = 32
+    found, _ = mean_move(made(Population, 1.0, q=q, shaping=shaping), loss, 200)
+    gradient = slope(START, np.arange(ROWS), loss)
+    along = found @ gradient / np.linalg.norm(gradient)
+    assert along == pytest.approx(share * np.sqrt(q), rel=0.05)
+    assert along > 0.99 * np.linalg.norm(found)
+
+
+def estimates(method: Estimator, theta: Any, loss: Any, draws: int) -> Any:
     """What a step after the anchor says of the gradient at theta, over batches and directions."""
     state, found = json.dumps(method.state_dict()), []
     for step in range(1, draws + 1):
         method.load_state_dict(json.loads(state))
         rows = dense.batch(step)
-        score = lambda n, o, rows=rows: squares(moved(theta, o.items()), rows)  # noqa: E731
+        score = lambda n, o, rows=rows: loss(moved(theta, o.items()), rows)  # noqa: E731
         found.append(-moved(np.zeros(SIZE), taken(method, step, score)[1]))
     return np.array(found)
 
@@ -178,33 +207,20 @@ def spread(estimates: Any) -> float:
     return float(estimates.var(axis=0).sum())
 
 
-def test_the_control_variate_lowers_variance_near_the_anchor() -> None:
+@pytest.mark.parametrize("loss", [squares, logistic])
+def test_the_control_variate_lowers_variance_near_the_anchor(loss: Any) -> None:
     rows, far = np.arange(ROWS), {}
-    plain = spread(
-        np.array(
-            [
-                -moved(
-                    np.zeros(SIZE),
-                    taken(
-                        made(ZOSGD, 1.0),
-                        step,
-                        lambda n, o, step=step: squares(moved(START, o.items()), dense.batch(step)),
-                    )[1],
-                )
-                for step in range(1, 601)
-            ]
-        )
-    )
+    plain = spread(estimates(made(ZOSGD, 1.0), START, loss, 600))
     for lr in (1e-4, 1e-3, 1e-1):
         method = made(ZOSVRG, lr, svrg_interval=10**6, anchor_batches=10)
-        _, move = taken(method, 0, lambda n, o: squares(moved(START, o.items()), rows))
+        _, move = taken(method, 0, lambda n, o: loss(moved(START, o.items()), rows))
         theta = moved(START, move)
         method.learning_rate = 1.0
-        found = estimates(method, theta, 600)
+        found = estimates(method, theta, loss, 600)
         far[lr] = spread(found)
         # Its mean: the estimate at the anchor, and how the gradient has changed since.
         full = moved(np.zeros(SIZE), [(s, g / 0.02) for s, g in method.full])
-        wanted = full + slope(theta, rows) - slope(START, rows)
+        wanted = full + slope(theta, rows, loss) - slope(START, rows, loss)
         error = found.std(axis=0) / np.sqrt(600)
         assert (np.abs(found.mean(axis=0) - wanted) < 4.5 * error + 1e-9).all()
     assert far[1e-4] < far[1e-3] < 0.2 * plain
@@ -401,26 +417,13 @@ def small(output_dir: Path, method: str, **more: Any) -> ZOConfig:
     return ZOConfig(**{**settings, **more})
 
 
-class Interrupt:
-    """A score that is interrupted at one of its calls; counts them."""
-
-    def __init__(self, at: int = -1):
-        self.at, self.calls = at, 0
-
-    def __call__(self, completions: list[str], **kwargs: Any) -> list[float]:
-        self.calls += 1
-        if self.calls == self.at:
-            signal.raise_signal(signal.SIGINT)
-        return [float(sum(map(ord, text)) % 97) for text in completions]
-
-
 @pytest.mark.usefixtures("no_statistics")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SCORED)
 def test_a_run_that_is_cut_off_ends_as_it_would_have(tmp_path: Path, method: str) -> None:
     """Within a step, in whatever round: what was scored is not asked for again."""
     at = 7 if method == "zo-conservative" else 9  # the try-out is 1, step 0 begins with 4
-    whole, cut, rest = Interrupt(), Interrupt(at), Interrupt()
+    whole, cut, rest = Interrupting(), Interrupting(at), Interrupting()
     ZOTrainer(objective=whole, args=small(tmp_path / "whole", method)).train()
     with pytest.raises(Interrupted):
         ZOTrainer(objective=cut, args=small(tmp_path / "run", method)).train()
@@ -441,7 +444,7 @@ def test_a_run_that_is_cut_off_ends_as_it_would_have(tmp_path: Path, method: str
 @pytest.mark.parametrize("method", ["one-point", "zo-conservative", "zo-momentum", "zo-svrg"])
 def test_an_overlay_is_scored_at_all_that_a_method_asks_for(tmp_path: Path, method: str) -> None:
     args = small(tmp_path / "run", method, tune="steer", directions=2, max_steps=3)
-    ZOTrainer(objective=Interrupt(), args=args).train()
+    ZOTrainer(objective=Interrupting(), args=args).train()
     scored = [len(line["values"]) for line in untimed(tmp_path / "run")]
     assert max(scored) == make_method(args).evaluations  # all rounds
 
@@ -475,12 +478,12 @@ def test_an_example_that_fails_is_dropped_from_all_that_are_compared(
 @pytest.mark.usefixtures("no_statistics")
 def test_blocks_are_replayed(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    ZOTrainer(objective=Interrupt(), args=small(out, "zo-momentum", blocks=3)).train()
+    ZOTrainer(objective=Interrupting(), args=small(out, "zo-momentum", blocks=3)).train()
     steps = untimed(out)
     assert steps[0]["run"]["settings"]["blocks"] == 3
     best = json.loads((out / "result.json").read_text())["best_step"]
     back = ZOTrainer.from_log(
-        str(out), args=ZOConfig(output_dir=str(tmp_path / "b")), objective=Interrupt()
+        str(out), args=ZOConfig(output_dir=str(tmp_path / "b")), objective=Interrupting()
     )
     model = ZOTrainer(args=small(tmp_path / "c", "zo-sgd")).model
     names = [name for name, _ in model.named_parameters()]

@@ -281,12 +281,7 @@ def make_method(args: ZOConfig) -> Estimator:
     """
     kind = method_class(args.method)
     assert issubclass(kind, Estimator), "see make_first_order"
-    _refuse(args, OF_METHODS.difference(kind.takes, kind.allows))
-    if kind.derivative:
-        _refuse(args, OF_EPS)
-    if args.fo_layers is None:
-        beside = {*OF_GRADIENTS, "fo_learning_rate"}
-        _refuse(args, beside - {"surrogate"} if kind.derivative else beside)
+    _refuse_unused(args)
     return kind(
         seed=args.seed,
         eps=first_eps(args),
@@ -311,7 +306,7 @@ def make_first_order(
     """
     kind, rate = method_class(args.method), args.learning_rate
     if issubclass(kind, FirstOrder):
-        _refuse(args, {*OF_METHODS.difference(kind.takes), *OF_DIRECTIONS})
+        _refuse_unused(args)
     else:
         kind, rate = FOSGD, args.fo_learning_rate
     return kind(
@@ -337,11 +332,26 @@ def cost(args: ZOConfig) -> tuple[int, Sequence[int]]:
     return method.evaluations, method.batches
 
 
-def _refuse(args: ZOConfig, names: Iterable[str]) -> None:
-    for name in sorted(names):
-        value, usual = getattr(args, name), ZOConfig.model_fields[name].default
-        if value not in (usual, None, "none"):
-            left = "out" if usual is None else f"at {usual}"
-            raise UserError(
-                f"--{name} {value}: method {args.method!r} has no use for it: leave it {left}"
-            )
+def unused(args: ZOConfig) -> list[str]:
+    """Settings that differ from their defaults, and that the method has no use for."""
+    kind = method_class(args.method)
+    if issubclass(kind, FirstOrder):
+        names = {*OF_METHODS.difference(kind.takes), *OF_DIRECTIONS}
+    else:
+        names = OF_METHODS.difference(kind.takes, kind.allows)
+        names |= {*OF_EPS} if kind.derivative else set()
+        if args.fo_layers is None:
+            names |= {*OF_GRADIENTS, "fo_learning_rate"}
+            names -= {"surrogate"} if kind.derivative else set()
+    idle = {name: (field.default, None, "none") for name, field in ZOConfig.model_fields.items()}
+    return [name for name in sorted(names) if getattr(args, name) not in idle[name]]
+
+
+def _refuse_unused(args: ZOConfig) -> None:
+    for name in unused(args):
+        usual = ZOConfig.model_fields[name].default
+        left = "out" if usual is None else f"at {usual}"
+        raise UserError(
+            f"--{name} {getattr(args, name)}: method {args.method!r} has no use for it: leave it "
+            f"{left}"
+        )

@@ -12,16 +12,21 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from zoobj.comparison import BASELINES, PROBE, ZERO_SHOT, Cell, surrogate_of
+from zoobj.comparison import BASELINES, PROBE, ZERO_SHOT, Cell, settings_of, surrogate_of
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError, did_you_mean
 from zoobj.files import jsonable, replace_text, write_json
-from zoobj.registry import catalogue, find
+from zoobj.registry import catalogue
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 _MIB = 2**20
+_COLUMNS = (
+    *("method", "objective", "trained_on", "left_out", "runs", "failed", "value"),
+    *("gain", "gain_low", "gain_high", "verdict", "evals", "seconds", "seconds_in_walk"),
+    *("peak_memory_bytes", "memory_ratio", "error"),
+)
 
 
 def compare(
@@ -34,7 +39,8 @@ def compare(
 ) -> str:
     """Run what has not been run yet, and write the table; returns it as Markdown.
 
-    Weights are chosen on validation, by each run itself; the test split is for the table only.
+    Weights are chosen on validation, by each run itself; the test split is for the table only. A
+    setting that a method has no use for is left out of its runs, and the table says so.
 
     Args:
         args: settings of all runs; ``output_dir`` is the comparison's folder.
@@ -47,9 +53,11 @@ def compare(
     Raises:
         UserError: an unknown name, or a folder that holds another comparison.
     """
+    from zoobj.assemble import method_class
+
     names = sorted(catalogue("method")) if list(methods) == ["all"] else list(methods)
     for name in names:
-        find("method", name)
+        method_class(name)
     if unknown := [name for name in baselines if name not in BASELINES]:
         raise UserError(f"unknown baseline {unknown[0]!r}{did_you_mean(unknown[0], BASELINES)}")
     folder = Path(args.output_dir).expanduser()
@@ -64,7 +72,7 @@ def compare(
         for m in [*baselines, *names]
         if (row := _row(m, o, [t for t in told if _of(t, m, o)], _zero(told, o)))
     ]
-    return _write(rows, told, folder)
+    return _write(rows, told, folder, settings)
 
 
 def _settings(args: ZOConfig) -> dict[str, Any]:
@@ -92,7 +100,9 @@ def _run(
 ) -> Row:
     """The result of a cell, run unless it is there; what failed before is tried again."""
     file = folder / f"{cell.name}.json"
-    asked = {"cell": asdict(cell), "settings": settings, "shots": shots}
+    own = settings_of(cell.method, settings)
+    left_out = sorted(settings.keys() - own.keys())
+    asked = {"cell": asdict(cell), "settings": own, "shots": shots}
     if file.is_file():
         known: Row = json.loads(file.read_text(encoding="utf-8"))
         if {name: known.get(name) for name in asked} != asked:
@@ -100,9 +110,10 @@ def _run(
                 f"{file} is of a comparison with other settings: choose another --output_dir"
             )
         if "result" in known:
-            return known
+            return {**known, "left_out": left_out}
     write_json(file, asked)
-    logger.info("%d of %d: %s", *place, cell.name)
+    without = "".join(f", without --{name}: the method has no use for it" for name in left_out)
+    logger.info("%d of %d: %s%s", *place, cell.name, without)
     with (folder / f"{cell.name}.txt").open("w", encoding="utf-8") as output:
         command = [sys.executable, "-m", "zoobj.comparison", str(file)]
         code = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
@@ -112,7 +123,7 @@ def _run(
         write_json(file, told)
     if "error" in told:
         logger.warning("%s: %s", cell.name, told["error"])
-    return told
+    return {**told, "left_out": left_out}
 
 
 def _row(method: str, objective: str, told: Sequence[Row], zero: float | None) -> Row | None:
@@ -124,6 +135,7 @@ def _row(method: str, objective: str, told: Sequence[Row], zero: float | None) -
     values = [result["value"] for result in done if result["value"] is not None]
     row: Row = {"method": method, "objective": objective, "runs": len(done), "failed": len(errors)}
     row["trained_on"] = surrogate_of(method, objective) or objective
+    row["left_out"] = " ".join(told[0].get("left_out", ()))
     if not values:
         return {**row, "error": errors[0] if errors else "no value"}
     gain = None if zero is None else fmean(values) - zero
@@ -172,27 +184,14 @@ def _verdict(done: Sequence[Row], low: float | None, high: float | None) -> str:
     return "not shown" if up is None else "improved" if (low > 0) == up else "worse"
 
 
-def _write(rows: Sequence[Row], told: Sequence[Row], folder: Path) -> str:
+def _write(rows: Sequence[Row], told: Sequence[Row], folder: Path, settings: Row) -> str:
     """compare.json, .csv, .md and, with matplotlib, .png."""
     write_json(folder / "compare.json", {"rows": jsonable(list(rows)), "cells": list(told)})
-    fields = [
-        "method",
-        "objective",
-        "trained_on",
-        "runs",
-        "failed",
-        "value",
-        "gain",
-        "gain_low",
-        "gain_high",
-    ]
-    fields += ["verdict", "evals", "seconds", "seconds_in_walk", "peak_memory_bytes"]
-    fields += ["memory_ratio", "error"]
     with (folder / "compare.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields)
+        writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    table = _markdown(rows)
+    table = _markdown(rows, settings)
     replace_text(folder / "compare.md", table + "\n")
     try:
         _plot(rows, told, folder / "compare.png")
@@ -201,16 +200,19 @@ def _write(rows: Sequence[Row], told: Sequence[Row], folder: Path) -> str:
     return table
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def _markdown(rows: Sequence[Row], settings: Row) -> str:
+    evals = _head("evals", settings, "max_evals", "max_steps", "max_reward_calls")
+    seconds = _head("seconds", settings, "max_seconds")
     lines = [
-        "| method | objective | value | gain [95 %] | verdict | evals | seconds | MiB "
+        f"| method | objective | value | gain [95 %] | verdict | {evals} | {seconds} | MiB "
         "| of inference | in walk |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         other = row["trained_on"] != row["objective"]
-        trained = f" (trained on {row['trained_on']})" if other else ""
-        start = f"| {row['method']}{trained} | {row['objective']} | "
+        notes = f" (trained on {row['trained_on']})" if other else ""
+        notes += f" (without {row['left_out']})" if row["left_out"] else ""
+        start = f"| {row['method']}{notes} | {row['objective']} | "
         if "value" not in row:
             lines.append(f"{start}failed: {row['error']} | | | | | | | |")
             continue
@@ -225,6 +227,12 @@ def _markdown(rows: Sequence[Row]) -> str:
             f"{row['seconds']:.0f} | {row['peak_memory_bytes'] / _MIB:.0f} | {ratio} | {walk:.1%} |"
         )
     return "\n".join(lines)
+
+
+def _head(column: str, settings: Row, *names: str) -> str:
+    """What a column of what is spent is called: with each run's budget, if one was told."""
+    told = ", ".join(f"{name} {settings[name]}" for name in names if settings.get(name))
+    return f"{column} ({told})" if told else column
 
 
 def _plot(rows: Sequence[Row], told: Sequence[Row], path: Path) -> None:

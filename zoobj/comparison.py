@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zoobj.config import DIFFERENTIABLE, OF_DIRECTIONS, OF_EPS, ZOConfig
+from zoobj.config import DIFFERENTIABLE, ZOConfig
 from zoobj.errors import UserError
 from zoobj.files import write_json
 
@@ -38,25 +38,30 @@ def result(cell: Cell, settings: dict[str, Any], shots: int, folder: Path) -> di
 
     Args:
         cell: which.
-        settings: of all cells.
+        settings: what was told; see ``settings_of``.
         shots: examples in the prompt, of the baseline that shows some.
         folder: of the comparison; the run's own is in it.
 
     Raises:
         UserError: what a user can mend.
     """
-    from zoobj.assemble import method_class
-    from zoobj.estimators import FirstOrder
-
-    args = ZOConfig(**settings, objective=cell.objective)
     if cell.method in BASELINES:
+        args = ZOConfig(**settings, objective=cell.objective)
         return {"evals": 0, "seconds_in_walk": 0.0, **_baseline(cell.method, args, shots)}
-    told = {"method": cell.method, "seed": cell.seed, "resume_from_checkpoint": "auto"}
+    told = {**settings, "method": cell.method, "objective": cell.objective, "seed": cell.seed}
     if surrogate := surrogate_of(cell.method, cell.objective):
         told["surrogate"] = surrogate
-        unused = OF_DIRECTIONS if issubclass(method_class(cell.method), FirstOrder) else OF_EPS
-        settings = {key: value for key, value in settings.items() if key not in unused}
-    return _trained(ZOConfig(**{**settings, **told}, objective=cell.objective), folder / cell.name)
+    return _trained(ZOConfig(**told, resume_from_checkpoint="auto"), folder / cell.name)
+
+
+def settings_of(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of all cells without what the method has no use for, and would refuse."""
+    from zoobj.assemble import unused
+
+    if method in BASELINES:
+        return settings
+    left_out = unused(ZOConfig(**settings, method=method))
+    return {name: value for name, value in settings.items() if name not in left_out}
 
 
 def surrogate_of(method: str, objective: str) -> str | None:

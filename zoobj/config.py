@@ -24,7 +24,7 @@ _BY_GRADIENTS: dict[str, dict[str, Any]] = {  # docs/methods.md has the experime
     "fo-sgd": {"learning_rate": 1e-2},
     "lomo": {"learning_rate": 1e-2},
     "fo-adam": {"learning_rate": 1e-4},
-    "adalomo": {"learning_rate": 1e-3},
+    "adalomo": {"learning_rate": 3e-3},
 }
 
 
@@ -310,7 +310,8 @@ OF_DIRECTIONS = (
 # data are known by their fingerprints, so that they may be moved.
 MAY_CHANGE_ON_RESUME = {
     *("model_name_or_path", "gguf_file", "device_map", "trust_remote_code"),
-    *("train_file", "validation_file", "test_file", "per_device_eval_batch_size"),
+    *("train_file", "validation_file", "test_file"),
+    *("per_device_eval_batch_size", "gradient_checkpointing"),
     *("max_evals", "max_steps", "max_seconds", "max_reward_calls", "target_value"),
     *("max_failed", "reward_workers", "reward_timeout", "reward_retries", "reward_memory"),
     *("reward_cache", "early_stopping_patience", "early_stopping_threshold"),

@@ -8,6 +8,7 @@ has such steps keeps its best weights on disk; see ``Track``.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor
 
@@ -15,8 +16,10 @@ from zoobj.accounting import counted
 from zoobj.assemble import is_first_order, make_first_order, make_method
 from zoobj.config import DIFFERENTIABLE, ZOConfig
 from zoobj.data import minibatch
+from zoobj.environment import out_of_memory
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
+from zoobj.estimators.first_order import Fused
 from zoobj.files import jsonable
 from zoobj.log import Line
 from zoobj.objective import Objective
@@ -65,23 +68,46 @@ class GradientStep:
         goals = base_anchor(args, self.params)
         anchor = None if goals is None else {self.params[name]: goals[name] for name in goals}
         self.method = make_first_order(args, self.params.values(), anchor)
+        self.method.fitting = scorer.fitting
 
     def __call__(self, run: RunFolder, step: int, digest: str | None) -> Probed:
         """Move, and say so; what it says is not in the log yet: see ``Probe``."""
         rate, size = self.method.learning_rate, self.args.per_device_train_batch_size
-        loss = self.move(step, rate)
-        line = _line(step, digest, self.objective, loss, size, rate)
-        line |= {"evals": run.evals + size, "gradient": {"loss": loss, "learning_rate": rate}}
+        told = self.move(step, rate)
+        line = _line(step, digest, self.objective, told["loss"], size, rate)
+        line |= {"evals": run.evals + size, "gradient": told}
         return Probed(line, [], [], [])
 
-    def move(self, step: int, learning_rate: float) -> float:
-        """Move by the gradient on the minibatch of a step; returns the loss before, in nats."""
+    def move(self, step: int, learning_rate: float) -> Line:
+        """Move by the gradient on the minibatch of a step.
+
+        Returns:
+            For the log: the ``loss`` before, in nats, the ``learning_rate``, and the ``batch_size``
+            of the micro-batches, on which the rounding depends.
+        """
         size = self.args.per_device_train_batch_size
         examples = minibatch(self.examples, size, self.args.seed, step)
         self.method.learning_rate = learning_rate
         self.track.at = None  # until the step is complete
-        with self._alone():
-            return self.method.step(lambda: self._losses(examples))
+        try:
+            with self._alone():
+                loss = self.method.step(lambda: self._losses(examples))
+        except (MemoryError, RuntimeError) as error:
+            if not (isinstance(self.method, Fused) and out_of_memory(error)):
+                raise
+            less = "" if self.args.gradient_checkpointing else "--gradient_checkpointing true, or "
+            raise UserError(
+                f"out of memory: {self.method.name} moves weights while it goes backward, and "
+                f"can't try again with less: {less}a run with --method fo-sgd"
+            ) from error
+        batch_size = self.scorer.batch_size
+        return {"loss": loss, "learning_rate": learning_rate, "batch_size": batch_size}
+
+    def repeat(self, step: int, told: Line) -> None:
+        """Move as the log says that it was done: in the same micro-batches, to the same bits."""
+        now, self.scorer.batch_size = self.scorer.batch_size, told["batch_size"]
+        self.move(step, told["learning_rate"])
+        self.scorer.batch_size = min(now, self.scorer.batch_size)
 
     def resume(self, line: Line) -> None:
         """Nothing: what the method remembers came with the weights."""
@@ -160,11 +186,9 @@ class ForwardStep:
     def _along(self, offset: Offset, examples: Sequence[Example]) -> tuple[float, float]:
         """The loss, and its derivative along a direction."""
         ((seed, scale),) = offset.items()
-        loss, slope = derivative(
-            self.scorer.model,
-            lambda: training_losses(self.scorer, examples),
-            self.track.walk.direction(seed),
-        )
+        direction = self.track.walk.direction(seed)
+        losses = partial(training_losses, self.scorer, examples)
+        loss, slope = self.scorer.fitting(lambda: derivative(self.scorer.model, losses, direction))
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss}: lower the learning rate")
         return loss, scale * slope
@@ -188,8 +212,7 @@ class Hybrid:
         self.gradient.track.walk.goto({})
         # The course of the learning rate is the same for both.
         rate = self.args.fo_learning_rate * self.method.learning_rate / self.args.learning_rate
-        loss = self.gradient.move(step, rate)
-        probed.line["gradient"] = {"loss": loss, "learning_rate": rate}
+        probed.line["gradient"] = self.gradient.move(step, rate)
         probed.line["evals"] += self.args.per_device_train_batch_size
         return probed
 

@@ -3,11 +3,14 @@
 With unbalanced classes a collapsed model has a fair accuracy, so the number alone does not show it.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zoobj.objective import Batch
+
+logger = logging.getLogger(__name__)
 
 _NEARLY_ALL, _GOLD = 0.95, 0.9  # shares of the most frequent label
 
@@ -40,6 +43,22 @@ def collapsed(line: dict[str, Any]) -> bool:
     """Whether 95 % of the predictions are one label, though less than 90 % of the gold ones are."""
     told = line.get("labels")
     return told is not None and told["top"] >= _NEARLY_ALL and told["gold_top"] < _GOLD
+
+
+def warn_of_collapse(line: dict[str, Any], before: Iterable[dict[str, Any]]) -> None:
+    """Once in a run, by its first validation where nearly all predictions are one label.
+
+    Args:
+        line: of the metrics.
+        before: the lines before it.
+    """
+    earlier = (e for e in before if e["split"] == "validation" and collapsed(e))
+    if line["split"] == "validation" and collapsed(line) and not any(earlier):
+        logger.warning(
+            "collapse at step %d: %s; objective f1 or balanced_accuracy does not reward that",
+            line["step"],
+            described(line["labels"]),
+        )
 
 
 def described(told: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
-"""What a run comes to: result.json."""
+"""What a run comes to: result.json, and which step's weights are kept."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from zoobj.config import ZOConfig
 from zoobj.labels import labels
 from zoobj.objective import Objective
 from zoobj.run import RunFolder
-from zoobj.signal import Outcome, Verdict, compare, paired_bootstrap, verdict
+from zoobj.signal import Outcome, Verdict, compare, loss, paired_bootstrap, verdict
 
 
 @dataclass(frozen=True)
@@ -99,3 +100,22 @@ def summarise(
         labels=None if after is None else labels([after.batch]).get("labels"),
         **measured,  # type: ignore[arg-type]
     )
+
+
+def best_step(
+    objective: Objective, run: RunFolder, among: Collection[int] | None = None
+) -> int | None:
+    """The step whose weights did best on validation, the earliest of equals; None before any.
+
+    Args:
+        objective, run: the run's.
+        among: only these steps.
+    """
+    done = [
+        (loss(objective, line["value"]), line["step"])
+        for line in run.evaluations
+        if line["split"] == "validation"
+        and line["value"] is not None
+        and (among is None or line["step"] in among)
+    ]
+    return min(done)[1] if done else None

@@ -11,8 +11,40 @@ from inspect import signature
 
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
+from zoobj.run import RunFolder
+from zoobj.stopping import ENDLESS, uneven
 
 PARTS = 1000  # of a budget that is not in steps
+
+
+class LearningRate:
+    """The learning rate of each step of a run.
+
+    Args:
+        args: the settings.
+        max_steps: that the budget buys; see ``stopping.budget``.
+
+    Raises:
+        UserError: see ``make_schedule``.
+    """
+
+    def __init__(self, args: ZOConfig, max_steps: int):
+        self.args, self.max_steps = args, max_steps
+        self.by_evals = args.max_evals is not None and uneven(args)
+        self.by_seconds = args.max_seconds is not None and max_steps == ENDLESS
+        in_parts = self.by_evals or self.by_seconds
+        self.share = make_schedule(args, PARTS if in_parts else max_steps)
+
+    def __call__(self, step: int, run: RunFolder) -> float:
+        """That of a step, given what the run has spent before it."""
+        args, at = self.args, float(step)
+        if self.by_evals:
+            assert args.max_evals is not None
+            at = PARTS * min(1.0, max(step / self.max_steps, run.evals / args.max_evals))
+        elif self.by_seconds:
+            assert args.max_seconds is not None
+            at = PARTS * min(1.0, run.seconds / args.max_seconds)
+        return args.learning_rate * self.share(at)
 
 
 def make_schedule(args: ZOConfig, count: int) -> Callable[[float], float]:

@@ -140,7 +140,7 @@ class Track:
         if told is not None:
             assert self.gradient is not None
             self.walk.goto({})
-            self.gradient.move(line["step"], told["learning_rate"])
+            self.gradient.repeat(line["step"], told)
         with deferred():
             self.walk.commit(*move_of(line))
             self.at = line["step"] + 1

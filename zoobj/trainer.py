@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -28,28 +28,27 @@ from zoobj.files import StorageError, jsonable
 from zoobj.gradient import make_step
 from zoobj.identity import Parent, check_base, check_overlay, identity
 from zoobj.interrupts import Interrupted, Interrupts
-from zoobj.labels import collapsed, described, labels
+from zoobj.labels import labels, warn_of_collapse
 from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
-from zoobj.log import Line
 from zoobj.models import warn_of_emulation
 from zoobj.objective import as_objective
 from zoobj.overlay import Overlay
 from zoobj.parameters import check_decay
 from zoobj.parts import rewards
+from zoobj.preflight import try_out
 from zoobj.probe import Probed
 from zoobj.report import write_report
-from zoobj.result import Result, summarise
+from zoobj.result import Result, best_step, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
-from zoobj.schedule import PARTS, make_schedule
-from zoobj.signal import OnError, Outcome, floor, loss
-from zoobj.stopping import ENDLESS, budget, stop_reason, uneven
+from zoobj.schedule import LearningRate
+from zoobj.signal import Outcome
+from zoobj.stopping import ENDLESS, budget, stop_reason
 from zoobj.task import Example, Task
 from zoobj.ties import second_objective
 from zoobj.track import Track
 
 logger = logging.getLogger(__name__)
 
-_PREFLIGHT = 4  # examples scored before anything is paid for
 _RELEASE = 5  # steps between which freed memory may pile up: giving it back costs time too
 _HOPELESS = 10  # steps in a row in which nothing could be scored
 
@@ -179,7 +178,8 @@ class ZOTrainer:
         if self.args.push_to_hub:
             hub.check()
         self.data = load_splits(self.args, self.task, self.scorer)
-        make_schedule(self.args, min(self.max_steps, PARTS))  # refused before anything is written
+        # What can't be is refused here and below: nothing is written yet.
+        self.learning_rate = LearningRate(self.args, self.max_steps)
         self.ties = make_tie_breaker(self.args, self.tie_breaker)
         parts = (self.track, self.scorer, self.service, self.data["train"])
         self.probe = make_step(self.args, self.objective, *parts, ties=self.ties)
@@ -189,9 +189,10 @@ class ZOTrainer:
             self.track.to(self.run.start, self.run)
         parent = self._parent()
         if not resumes(self.args):
-            self._preflight()
+            self._phase = ""
+            beside = () if self.ties is None else (self.ties.service,)
+            try_out(self.scorer, self.data["train"], self.service, *beside)
         if not (has_steps(self.args) or hasattr(self.track, "walk")):
-            # A tune or density that can't be is refused here: nothing is written yet.
             self.track.begin(parent.steps if parent else [], self.args)
         if self._why and not resumes(self.args):
             logger.info(self._why)
@@ -240,9 +241,10 @@ class ZOTrainer:
         except StorageError as error:
             raise StorageError(f"{error}; {self._where()}") from error
         except UserError as error:
+            branch = f"; --branch_from {self.run.path} goes on with other settings"
+            by_gradients = self.track.gradient is not None  # such steps can't be branched off
             raise UserError(
-                f"{error}; stopped {self._cut_off('error')}; --branch_from {self.run.path} goes on "
-                "with other settings"
+                f"{error}; stopped {self._cut_off('error')}{'' if by_gradients else branch}"
             ) from error
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -312,7 +314,7 @@ class ZOTrainer:
         """
         start, walked = time.perf_counter(), self.track.walk.seconds
         self.callbacks.tell("on_step_begin")
-        self.method.learning_rate = self._learning_rate(step)
+        self.method.learning_rate = self.learning_rate(step, self.run)
         self._phase = "train"
         probed = self.probe(self.run, step, digest)
         timings = {
@@ -357,7 +359,7 @@ class ZOTrainer:
     def _checkpoint(self) -> None:
         """Save the weights as they are, and what it takes to go on from them."""
         here = {len(self.run.steps), *(s for s, _ in checkpoint.checkpoints(self.run.path))}
-        best = self._best_step(here)
+        best = best_step(self.objective, self.run, among=here)
         self.track.save(self.run, self.callbacks.state, self.args.save_total_limit, best)
         self.callbacks.tell("on_save")
 
@@ -405,23 +407,13 @@ class ZOTrainer:
             **rewards(self.objective, [outcome]),
             **labels([outcome.batch]),
         }
-        self._warn_of_collapse(line)
+        warn_of_collapse(line, self.run.evaluations)
         seconds = {"seconds": round(time.perf_counter() - start, 4)}
         if self.run.evaluation(step, split) is None:
             self.run.log_evaluation(line, seconds)
         self.callbacks.evaluated({**line, **seconds})
         _warn(split, outcome)
         return outcome
-
-    def _warn_of_collapse(self, line: Line) -> None:
-        """Once in a run, by its first validation where nearly all predictions are one label."""
-        before = (e for e in self.run.evaluations if e["split"] == "validation" and collapsed(e))
-        if line["split"] == "validation" and collapsed(line) and not any(before):
-            logger.warning(
-                "collapse at step %d: %s; objective f1 or balanced_accuracy does not reward that",
-                line["step"],
-                described(line["labels"]),
-            )
 
     def _validation_due(self, step: int) -> bool:
         return step % self.args.eval_steps == 0 or step == self.run.start
@@ -431,25 +423,14 @@ class ZOTrainer:
         if self.run.evaluation(step, "validation") is None:
             self._evaluate("validation", step)
             self._tell_state()
-        self.track.keep(self.run, self.callbacks.state, self._best_step())
+        self.track.keep(self.run, self.callbacks.state, best_step(self.objective, self.run))
         self.track.walk.goto({})
 
     # Choosing and saving ----------------------------------------------------------------------
 
-    def _best_step(self, among: Collection[int] | None = None) -> int | None:
-        """The step whose weights did best on validation; the earliest of equals."""
-        done = [
-            (loss(self.objective, line["value"]), line["step"])
-            for line in self.run.evaluations
-            if line["split"] == "validation"
-            and line["value"] is not None
-            and (among is None or line["step"] in among)
-        ]
-        return min(done)[1] if done else None
-
     def _save_best(self) -> int:
         """Walk back to the best weights and save them. Exact, since a move can be taken back."""
-        best = self._best_step()
+        best = best_step(self.objective, self.run)
         best = len(self.run.steps) if best is None else best
         self.track.to(best, self.run)
         with self.interrupts.held():
@@ -491,33 +472,6 @@ class ZOTrainer:
 
     # Small parts ------------------------------------------------------------------------------
 
-    def _preflight(self) -> None:
-        """A few examples through the whole chain: a broken reward shows before any training."""
-        self._phase = ""
-        needs = self.objective.needs.union(self.ties.objective.needs if self.ties else ())
-        batch = self.scorer(self.data["train"][:_PREFLIGHT], needs)
-        policy: OnError = "raise" if self.service.on_error == "raise" else "drop"
-        for service in (self.service, *([] if self.ties is None else [self.ties.service])):
-            outcome = service.judge(batch, policy)
-            if outcome.error is not None and not outcome.known:
-                raise UserError(outcome.error)
-        if self.service.on_error == "floor" and floor(self.objective) is None:
-            raise UserError(
-                f"--on_error floor: objective {self.objective.name!r} has no worst value: set its "
-                "'bounds', or choose drop"
-            )
-
-    def _learning_rate(self, step: int) -> float:
-        """By the scheduler: over steps or, where these differ in cost, over parts of the budget."""
-        args = self.args
-        if args.max_evals is not None and uneven(args):
-            share = max(step / self.max_steps, self.run.evals / args.max_evals)
-        elif args.max_seconds is not None and self.max_steps == ENDLESS:
-            share = self.run.seconds / args.max_seconds
-        else:
-            return args.learning_rate * make_schedule(args, self.max_steps)(step)
-        return args.learning_rate * make_schedule(args, PARTS)(PARTS * min(1.0, share))
-
     def _scored(self, examples: int) -> None:
         if self._phase:  # the try-out is no part of the run
             self.callbacks.tell("on_prediction_step", examples=examples, phase=self._phase)
@@ -528,7 +482,7 @@ class ZOTrainer:
         state.global_step, state.max_steps = step, self.max_steps
         state.epoch = step * self.args.per_device_train_batch_size / len(self.data["train"])
         state.logging_steps, state.eval_steps = self.args.logging_steps, self.args.eval_steps
-        best = self._best_step()
+        best = best_step(self.objective, self.run)
         if best is not None:
             line = self.run.evaluation(best, "validation")
             state.best_global_step, state.best_metric = best, line["value"] if line else None

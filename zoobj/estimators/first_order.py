@@ -37,6 +37,8 @@ class FirstOrder(ABC):
         takes: settings of ``ZOConfig`` that the method is made with beside those above.
         evaluations, batches: as an Estimator's: an example that goes forward and backward counts as
             one that is scored.
+        fitting: runs a pass over the micro-batches, which moves nothing yet; the trainer has it run
+            again, in smaller ones, where memory runs out.
     """
 
     name: ClassVar[str]
@@ -57,6 +59,7 @@ class FirstOrder(ABC):
         self.learning_rate = learning_rate
         self.max_grad_norm, self.max_grad_value = max_grad_norm, max_grad_value
         self.weight_decay, self.anchor = weight_decay, anchor
+        self.fitting: Callable[[Callable[[], float]], float] = lambda gather: gather()
 
     @abstractmethod
     def step(self, loss: Loss) -> float:
@@ -86,11 +89,8 @@ class WithOptimizer(FirstOrder):
     optimizer: torch.optim.Optimizer
 
     def step(self, loss: Loss) -> float:
-        value = 0.0
         try:
-            for part in _parts(loss()):
-                part.backward()
-                value += float(part.detach())
+            value = self.fitting(lambda: self._gather(loss))
             self._clip()
             for param in self.params:
                 self._decay(param)
@@ -99,6 +99,15 @@ class WithOptimizer(FirstOrder):
             self.optimizer.step()
         finally:
             self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def _gather(self, loss: Loss) -> float:
+        """Add up all gradients; what a pass that was cut short has left is dropped."""
+        self.optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        for part in _parts(loss()):
+            part.backward()
+            value += float(part.detach())
         return value
 
     def _clip(self) -> None:
@@ -127,7 +136,8 @@ class Fused(FirstOrder):
     pass for each parameter, however often that is used. So at no time is there more than about
     one parameter's gradient. The norm of all gradients is known at the end of a pass only, so that
     ``max_grad_norm`` takes a pass of its own before: twice the time. For the same reason all
-    micro-batches are in one graph, whose activations are alive together.
+    micro-batches are in one graph, whose activations are alive together; and where memory runs out
+    some weights have moved, so that a step can't be tried again.
     """
 
     def step(self, loss: Loss) -> float:

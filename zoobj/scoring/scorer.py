@@ -206,7 +206,7 @@ class Scorer:
             typical=self.typical_length,
             between=self.between,
         )
-        return self._fitting(run)
+        return self.fitting(lambda: run(batch_size=self.batch_size))
 
     def _label_scores(
         self, examples: Sequence[Example], members: Sequence[Member]
@@ -246,16 +246,16 @@ class Scorer:
             typical=self.typical_length,
             between=self.between,
         )
-        return self._fitting(run)
+        return self.fitting(lambda: run(batch_size=self.batch_size))
 
-    def _fitting(self, run: Callable[..., list[T]]) -> list[T]:
-        """Run with as many sequences at once as fit: half as many where memory runs out.
+    def fitting(self, run: Callable[[], T]) -> T:
+        """Run with ``batch_size`` sequences at once; again with half of them where memory runs out.
 
         The longest are run first, so that little is done twice; what fitted is kept for later.
         """
         while True:
             try:
-                return run(batch_size=self.batch_size)
+                return run()
             except (RuntimeError, MemoryError) as error:
                 if self.batch_size == 1 or not out_of_memory(error):
                     raise
