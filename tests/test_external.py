@@ -51,8 +51,7 @@ def expected(batch: Batch) -> list[Score]:
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """No proxy on the way to loopback; warnings are caught."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    """Pauses are short; warnings are caught."""
     monkeypatch.setattr(http_endpoint, "PAUSE", 0.01)
     caplog.set_level(logging.WARNING)
 
@@ -218,6 +217,7 @@ def test_retry_after_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ("7", 7.0),
         ("soon", None),
         ("-1", None),
+        ("\u00b2", None),
         ("Mon, 06 Jan 2020 08:00:00 GMT", 0.0),
     ],
 )
@@ -301,6 +301,28 @@ def test_a_token_is_sent_and_shown_nowhere(
     assert "s3cret" not in caplog.text + repr(objective) + repr(vars(objective))
 
 
+@pytest.mark.parametrize("token", ["s3cret\n", "s3cret\r\nX-More: 1", "s3cret\u20ac"])
+def test_a_token_that_no_header_can_have_is_not_shown(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCORER", token)
+    with pytest.raises(UserError, match="SCORER has a line break or a letter") as caught:
+        Http("https://host/x", token_env="SCORER")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_no_proxy_comes_between_this_machine_and_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would see the token."""
+    monkeypatch.setenv("SCORER", "s3cret")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as proxy, serving() as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert Http(server.url, token_env="SCORER", retries=0).score(texts("a")) == [0.5]
+        assert Http("http://elsewhere.invalid/", retries=0).score(texts("a")) == [0.5]
+    assert [len(seen.requests) for seen in (proxy, server)] == [1, 1]
+
+
 def test_no_other_token_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password mine\n")
@@ -353,6 +375,8 @@ def test_a_certificate_for_another_name(safe: Endpoint, certificate: tuple[Path,
         ("http:somewhere", "'somewhere' is no URL: give one as in"),
         ("http:ftp://host/x", "is no URL"),
         ("http:https://", "is no URL"),
+        ("http:https://[::1/x", "is no URL"),
+        ("http:https://host:port/x", "is no URL"),
         ("http:https://me:pw@host/x", "the URL has a password in it"),
         ("http:url=http://host/x,token_env=SCORER", "travel unencrypted to host: use https"),
         ("http:url=https://host/x,token_env=SCORER", "the environment has no SCORER: export"),
