@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from zoobj.errors import did_you_mean
-from zoobj.objective import Batch, ScoreError
+from zoobj.objective import Batch, Score, ScoreError
 
 
 def squad_predictions(completions: Sequence[str]) -> list[dict[str, Any]]:
@@ -82,19 +83,27 @@ def number_of(result: Any, key: str | None, what: str) -> float:
     else:
         found = [result]
     for value in found:
-        if value is None:
-            return math.nan
-        if (number := _number(value)) is not None:
-            return number
+        with suppress(TypeError, ValueError, RuntimeError):
+            number = as_number(value)
+            return math.nan if number is None else number
     raise ScoreError(
         f"{what} returned {str(result)[:60]!r}, and one number is needed: name a key of the "
         "result, or set its average"
     )
 
 
-def _number(value: Any) -> float | None:
-    """Also of arrays and tensors of one element."""
+def as_number(value: Any) -> Score:
+    """A number of any library, or the one in an array or tensor of one element.
+
+    None, and one that is larger than any float, are None: could not be scored.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: it is no number, such as a text with one in it.
+    """
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, (str, bytes)):
+        raise TypeError
     try:
-        return None if isinstance(value, str) else float(getattr(value, "item", lambda: value)())
-    except (TypeError, ValueError, RuntimeError):
+        return None if number is None else float(number)
+    except OverflowError:
         return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score, ScoreError
+from zoobj.objectives.adapting import as_number
 from zoobj.registry import find
 
 Bounds = tuple[float | None, float | None]
@@ -98,15 +99,8 @@ class Reward(Objective):
         return float("nan") if number is None else number
 
     def _number(self, score: Any) -> Score:
-        if score is None:
-            return None
         try:
-            number = score.item() if hasattr(score, "item") else score
-            if isinstance(number, (str, bytes)):
-                raise TypeError
-            return float(number)
-        except OverflowError:  # larger than any number
-            return None
+            return as_number(score)
         except (TypeError, ValueError, RuntimeError):
             raise ScoreError(
                 f"{self.where} returned {_short(score)} as a score: return numbers or None"

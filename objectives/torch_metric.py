@@ -67,7 +67,7 @@ class TorchMetric(Objective):
         if higher_is_better is None:
             higher_is_better = getattr(self.metric, "higher_is_better", None) is not False
         self.higher_is_better = higher_is_better
-        self.on_text = kinds[0].__module__.startswith("torchmetrics.text")
+        self.on_text = any(kind.__module__.startswith("torchmetrics.text") for kind in kinds)
         self.on_probabilities = (getattr(self.metric, "top_k", None) or 1) > 1 or any(
             name in kind.__name__ for kind in kinds for name in _ON_PROBABILITIES
         )
@@ -95,7 +95,9 @@ class TorchMetric(Objective):
         import torch
 
         output: Any = probabilities(batch) if self.on_probabilities else batch.predictions
-        return torch.as_tensor(output), torch.as_tensor(batch.references)
+        place = getattr(self.metric, "device", None)
+        references = torch.as_tensor(batch.references, device=place)
+        return torch.as_tensor(output, device=place), references
 
     def _texts(self, batch: Batch, what: str) -> tuple[Any, Any]:
         completions = list(batch.completions or [])

@@ -229,6 +229,23 @@ def test_torchmetrics_squad_and_keys(batch: Batch) -> None:
     assert exact.name == "SQuAD_exact_match"
 
 
+class OfMine(torchmetrics.text.WordErrorRate):  # type: ignore[misc,name-defined]
+    """A metric of texts whose class is not torchmetrics' own."""
+
+
+def test_torchmetrics_of_texts_derived_by_others() -> None:
+    made = as_objective(OfMine())
+    assert made.needs == {"completions"}
+    assert made.value(texts(["old mill", "wall"], [["the mill", "x"], ["wall"]])) == pytest.approx(1 / 3)
+
+
+def test_torchmetrics_where_a_metric_is() -> None:
+    """What it is given goes to its device: here to one that takes in nothing."""
+    metric = torchmetrics.MeanMetric().to("meta")
+    ids, gold = as_objective(metric)._ids(choices([0, 1], -np.eye(2)))  # type: ignore[attr-defined]
+    assert ids.device.type == gold.device.type == "meta"
+
+
 def test_torchmetrics_objects_are_left_alone() -> None:
     metric = torchmetrics.classification.BinaryAccuracy()
     metric.update(torch.tensor([1]), torch.tensor([0]))
@@ -406,7 +423,17 @@ def test_results_with_one_number(result: Any, value: float) -> None:
     assert not objective.higher_is_better
 
 
-@pytest.mark.parametrize("result", [None, {"v": None}])
+@pytest.mark.parametrize("result", ["0.5", b"1", {"v": np.array("0.5")}, {"v": [0.5]}, {}, []])
+def test_texts_and_lists_are_no_numbers(result: Any) -> None:
+    class Told:
+        def compute(self, predictions: Any, references: Any) -> Any:
+            return result
+
+    outcome = judge(as_objective(Told()), texts(["a"], [["a"]]))
+    assert "one number is needed" in (outcome.error or "")
+
+
+@pytest.mark.parametrize("result", [None, {"v": None}, {"v": 10**400}, {"v": None, "n": 3}])
 def test_none_could_not_be_scored(result: Any) -> None:
     class Told:
         def compute(self, predictions: Any, references: Any) -> Any:

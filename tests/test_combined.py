@@ -237,6 +237,7 @@ def test_a_sum_with_limits_in_a_sum() -> None:
         (["token_f2"], "did you mean 'token_f1'"),
         ({"parts": "token_f1"}, "a list of parts is needed"),
         ({"parts": ["token_f1"], "normalize": True}, "it takes Sum(parts"),
+        ({"parts": ["token_f1"], "normalise": "perhaps"}, "normalise 'perhaps' is neither true"),
         ([3], "3 is no objective"),
         (
             {"parts": [Given("x"), {"name": "token_f1", "at_most": 0.5}], "lexicographic": True},

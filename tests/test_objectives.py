@@ -528,6 +528,7 @@ def wants_more(completions: Any, answer: Any) -> Any:
         (lambda completions: {1.0, 0.5}, "returned {", "return a list"),
         (lambda completions: "11", "returned '11'", "return a list"),
         (lambda completions: ["1", 1.0], "returned '1' as a score", "return numbers or None"),
+        (lambda completions: [b"1", 1.0], "returned b'1' as a score", "return numbers or None"),
         (lambda completions: np.array(["1", "1"]), "returned ", "return numbers or None"),
         (lambda completions: torch.ones(2, 2), "returned tensor", "return numbers or None"),
         (too_short, "returned 1 scores for 2 completions", "return one for each"),
