@@ -236,7 +236,9 @@ class OfMine(torchmetrics.text.WordErrorRate):  # type: ignore[misc,name-defined
 def test_torchmetrics_of_texts_derived_by_others() -> None:
     made = as_objective(OfMine())
     assert made.needs == {"completions"}
-    assert made.value(texts(["old mill", "wall"], [["the mill", "x"], ["wall"]])) == pytest.approx(1 / 3)
+    assert made.value(texts(["old mill", "wall"], [["the mill", "x"], ["wall"]])) == pytest.approx(
+        1 / 3
+    )
 
 
 def test_torchmetrics_where_a_metric_is() -> None:

@@ -67,6 +67,7 @@ weights = st.floats(-2, 2).filter(lambda w: abs(w) > 1e-3)
 # The arithmetic -------------------------------------------------------------------------------
 
 
+@settings(max_examples=200)
 @given(tables, weights, st.floats(0.01, 2))
 def test_a_sum_is_the_weighted_sum(table: list[Any], first: float, second: float) -> None:
     """Lower is better counts negatively; None in a part that counts is None in the sum."""

@@ -466,7 +466,13 @@ def test_numbers_of_system_calls(column: int, header: str) -> None:
     if not path.is_file():
         pytest.skip(f"needs {path}")
     known = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", path.read_text()))
-    ours = {**lock.DENIED, **lock.ON_ITSELF, **lock.OWNER_OF_SIGNALS, "clone": lock.CLONE, "clone3": lock.CLONE3}
+    ours = {
+        **lock.DENIED,
+        **lock.ON_ITSELF,
+        **lock.OWNER_OF_SIGNALS,
+        "clone": lock.CLONE,
+        "clone3": lock.CLONE3,
+    }
     there = {name for name in ours if name in known}
     assert len(there) > 40
     assert {name: ours[name][column] for name in there} == {n: int(known[n]) for n in there}
