@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn import metrics
@@ -63,6 +63,8 @@ answered = st.lists(
     st.tuples(lines, st.lists(lines, min_size=1, max_size=3)), min_size=1, max_size=6
 )
 spoken = answered.map(lambda made: texts([c for c, _ in made], [r for _, r in made]))
+
+anything = st.text(max_size=10) | lines
 
 # scikit-learn ---------------------------------------------------------------------------------
 
@@ -525,6 +527,27 @@ def test_a_reward_model_scores_each_by_itself(
     assert objective.score(asked().select([])) == []
 
 
+def test_a_reward_model_on_any_texts(saved: Callable[..., str], tokenizer: Any) -> None:
+    """200 and more; a prompt that ends in white space brings the space itself."""
+    objective = RewardModel(saved(), batch_size=4)
+
+    @settings(max_examples=50)
+    @given(st.lists(st.tuples(anything, anything), min_size=4, max_size=6))
+    @example([("", ""), ("\u4f60 ", "\u597d"), ("old\n", ""), ("cafe\u0301", "\U0001f600")])
+    def check(pairs: list[tuple[str, str]]) -> None:
+        expected = []
+        for prompt, completion in pairs:
+            text = prompt + (completion if prompt[-1:].isspace() else f" {completion}")
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                logits = objective.model(ids).logits if ids.numel() else torch.full((1, 1), np.nan)
+            expected.append(float(logits[0, 0]))
+        batch = said([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
+        assert objective.score(batch) == pytest.approx(expected, rel=1e-9)
+
+    check()
+
+
 def test_a_reward_model_with_a_chat_template(saved: Callable[..., str], tokenizer: Any) -> None:
     made = RewardModel(saved())
     made.tokenizer.chat_template = TEMPLATE
@@ -634,9 +657,14 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("conversational", [False, True])
-def test_the_same_function_in_both_calling_conventions(name: str, conversational: bool) -> None:
+@settings(max_examples=20)
+@given(rows=st.lists(st.tuples(anything, anything, anything), min_size=1, max_size=4))
+@example(rows=list(zip(PROMPTS, COMPLETIONS, ["river", "dog", ""], strict=True)))
+def test_the_same_function_in_both_calling_conventions(
+    name: str, conversational: bool, rows: list[tuple[str, str, str]]
+) -> None:
     fn = FUNCTIONS[name]
-    prompts, completions, solution = PROMPTS, COMPLETIONS, ["river", "dog", ""]
+    prompts, completions, solution = map(list, zip(*rows, strict=True))
     given: tuple[list[Any], list[Any]] = (prompts, completions)
     if conversational:  # as TRL's GRPOTrainer builds them
         given = (
@@ -648,13 +676,14 @@ def test_the_same_function_in_both_calling_conventions(name: str, conversational
         direct = asyncio.run(direct)
     batch = Batch(
         prompts=prompts,
-        references=[[]] * 3,
+        references=[[]] * len(rows),
         completions=completions,
         rows={"solution": solution},
     )
     made = Reward(fn, conversational=conversational)
     assert made.score(batch) == direct
-    assert len({score for score in direct if score is not None}) > 1
+    if prompts == PROMPTS:
+        assert len({score for score in direct if score is not None}) > 1
 
 
 def test_a_reward_of_trl_s_own() -> None:

@@ -793,7 +793,9 @@ plain_values: st.SearchStrategy[Any] = st.recursive(
 
 @pytest.mark.parametrize("shape", range(len(SHAPES)), ids=["int", "str", "list", "dict", "one of"])
 @many
-@given(value=plain_values | st.lists(letters | st.booleans()) | st.dictionaries(letters, st.just([1])))
+@given(
+    value=plain_values | st.lists(letters | st.booleans()) | st.dictionaries(letters, st.just([1]))
+)
 @example(value=2)
 @example(value="")
 @example(value="a")

@@ -16,6 +16,7 @@ import sys
 import textwrap
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 import pytest
 from endpoint import Answer, Endpoint, lengths, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Score, as_objective
@@ -55,6 +58,8 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixtu
     monkeypatch.setattr(http_endpoint, "PAUSE", 0.01)
     caplog.set_level(logging.WARNING)
 
+
+Maker = Callable[..., str]
 
 # What goes out --------------------------------------------------------------------------------
 
@@ -102,6 +107,42 @@ def test_requests_of_a_batch_keep_its_order() -> None:
         objective = as_objective(f"http:url={server.url},batch_size=4,concurrency=3")
         assert objective.score(batch) == expected(batch)
     assert sorted(len(posted["prompts"]) for _, posted in server.requests) == [1] + [4] * 6
+
+
+def checksum(prompt: str, completion: str, reference: list[str]) -> float:
+    return zlib.crc32(json.dumps([prompt, completion, reference]).encode()) / 2**32
+
+
+def checksums(posted: dict[str, Any], number: int) -> Answer:
+    columns = zip(posted["prompts"], posted["completions"], posted["references"], strict=True)
+    return Answer({"scores": [checksum(*row) for row in columns]})
+
+
+CHECKSUM = """
+sum = zlib.crc32(json.dumps([row["prompt"], text, row["reference"]]).encode()) / 2 ** 32
+print(json.dumps({"id": row["id"], "score": sum}))
+"""
+
+
+@pytest.mark.parametrize("kind", ["http", "command"])
+def test_any_texts_arrive_as_they_are(kind: str, program: Maker) -> None:
+    """200 rows and more."""
+    any_text = st.text(max_size=6) | st.sampled_from(
+        ["", "\r\n", "\u2028", "e\u0301", "\U0001f600"]
+    )
+    rows = st.lists(st.tuples(any_text, any_text, st.lists(any_text, max_size=2)), min_size=5)
+
+    @settings(max_examples=45)
+    @given(rows)
+    def check(rows: list[tuple[str, str, list[str]]]) -> None:
+        prompts, completions, references = map(list, zip(*rows, strict=True))
+        batch = Batch(prompts=prompts, references=references, completions=completions)
+        assert objective.score(batch) == [checksum(*row) for row in rows]
+
+    with serving(checksums) as server:
+        made = {"http": server.url, "command": program(CHECKSUM, before="import zlib")}
+        objective = as_objective(f"{kind}:{made[kind]}")
+        check()
 
 
 def test_requests_are_made_at_a_time() -> None:
@@ -405,8 +446,6 @@ def test_settings_that_can_not_be(spec: str, said: str, monkeypatch: pytest.Monk
 
 
 # Programs -------------------------------------------------------------------------------------
-
-Maker = Callable[..., str]
 
 
 @pytest.fixture

@@ -666,6 +666,9 @@ def test_settings_out_of_range() -> None:
             as_objective(f"pass_at_1:{spec}")
 
 
+STRANGE = ["", "e\u0301", "\u4f60\u597d", "\U0001f600", "'\"\\\n```", "\x00\u2028"]
+
+
 @pytest.mark.slow
 def test_random_programs_against_plain_exec() -> None:
     """200 of them; here they are harmless."""
@@ -676,6 +679,8 @@ def test_random_programs_against_plain_exec() -> None:
     for _ in range(200):
         a, b, x, right = rng.randint(0, 3), rng.randint(0, 3), rng.randint(0, 3), rng.randint(0, 6)
         code = f"def f(x):\n    return {a} * x // {b}"
+        if rng.random() < 0.3:
+            code = f"def f(x):\n    return len({rng.choice(STRANGE)!r} * x)"
         completions.append(f"Answer:\n```python\n{code}\n```" if rng.random() < 0.5 else code)
         tests.append(f"assert f({x}) == {right % 3}")
         try:
