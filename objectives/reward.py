@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from zoobj.errors import UserError
-from zoobj.objective import Batch, Objective, Score, ScoreError
-from zoobj.objectives.adapting import as_number
+from zoobj.objective import Batch, Bounds, Objective, Score, ScoreError
+from zoobj.objectives.adapting import as_number, short
 from zoobj.registry import find
-
-Bounds = tuple[float | None, float | None]
 
 
 class Reward(Objective):
@@ -77,7 +75,7 @@ class Reward(Objective):
             scores = list(result)
         except TypeError:
             raise ScoreError(
-                f"{self.where} returned {_short(result)}: return a list with a score for each of "
+                f"{self.where} returned {short(result)}: return a list with a score for each of "
                 "the completions"
             ) from None
         if len(scores) != len(batch):
@@ -103,7 +101,7 @@ class Reward(Objective):
             return as_number(score)
         except (TypeError, ValueError, RuntimeError):
             raise ScoreError(
-                f"{self.where} returned {_short(score)} as a score: return numbers or None"
+                f"{self.where} returned {short(score)} as a score: return numbers or None"
             ) from None
 
     def _call(self, batch: Batch) -> Any:
@@ -178,8 +176,3 @@ def _wait_for(awaitable: Awaitable[Any]) -> Any:
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(asyncio.run, wait()).result()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:60]}..." if len(text) > 60 else text

@@ -2,14 +2,14 @@
 
 import copy
 import re
-import warnings
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
 from zoobj.errors import UserError, did_you_mean
-from zoobj.objective import Batch, Objective, Score, ScoreError
+from zoobj.objective import Batch, Bounds, Objective, Score
 from zoobj.objectives.adapting import (
+    calling,
     first_answers,
     number_of,
     probabilities,
@@ -17,7 +17,6 @@ from zoobj.objectives.adapting import (
     squad_references,
 )
 
-Bounds = tuple[float | None, float | None]
 # Bases of the metrics that take probabilities only.
 _ON_PROBABILITIES = ("PrecisionRecallCurve", "CalibrationError", "HingeLoss")
 
@@ -79,16 +78,11 @@ class TorchMetric(Objective):
 
         what = f"torchmetrics {self.name!r}"
         predictions, references = self._texts(batch, what) if self.on_text else self._ids(batch)
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # of classes that a batch lacks
-                self.metric.reset()
-                self.metric.update(predictions, references)
-                result = self.metric.compute()
-        except Exception as error:
-            raise ScoreError(f"{what} raised {type(error).__name__}: {error}") from error
-        finally:
+        with calling(what), torch.no_grad():
             self.metric.reset()
+            self.metric.update(predictions, references)
+            result = self.metric.compute()
+        self.metric.reset()
         return number_of(result, self.key, what)
 
     def _ids(self, batch: Batch) -> tuple[Any, Any]:

@@ -74,6 +74,11 @@ ON_PREDICTIONS: dict[str, tuple[Callable[..., float], bool]] = {
     "f1_score:average=macro": (functools.partial(metrics.f1_score, average="macro"), True),
     "f1_micro": (functools.partial(metrics.f1_score, average="micro"), True),
     "matthews_corrcoef": (metrics.matthews_corrcoef, True),
+    "cohen_kappa_score:weights=quadratic": (
+        functools.partial(metrics.cohen_kappa_score, weights="quadratic"),
+        True,
+    ),
+    "mutual_info_score": (metrics.mutual_info_score, True),
     "zero_one_loss": (metrics.zero_one_loss, False),
     "mean_absolute_error": (metrics.mean_absolute_error, False),
     "neg_mean_absolute_error": (lambda *a: -metrics.mean_absolute_error(*a), True),
@@ -90,7 +95,8 @@ ON_PREDICTIONS: dict[str, tuple[Callable[..., float], bool]] = {
 def test_sklearn_on_predictions(spec: str, batch: Batch) -> None:
     function, higher = ON_PREDICTIONS[spec]
     objective = as_objective(f"sklearn:{spec}")
-    assert objective.value(batch) == pytest.approx(function(batch.references, batch.predictions))
+    expected = function(batch.references, batch.predictions)
+    assert objective.value(batch) == pytest.approx(expected, nan_ok=True)
     assert (objective.higher_is_better, objective.decomposable) == (higher, False)
     assert objective.needs == {"predictions"}
     assert objective.bounds == (None, None)
@@ -389,6 +395,16 @@ def test_evaluate_goes_on_after_a_failure(scripts: Path) -> None:
     assert objective.value(texts(["mill"], [["mill"]])) == 1
     outcome = judge(objective, texts(["mill"], [[]]))
     assert "compares with one accepted text, and a reference is []" in (outcome.error or "")
+
+
+def test_evaluate_starts_afresh(scripts: Path) -> None:
+    """Whatever the object took in before."""
+    import evaluate
+
+    metric = evaluate.load(str(scripts / "first.py"), keep_in_memory=True)
+    metric.add(prediction="mill", reference="mill")
+    objective = as_objective(metric)
+    assert [objective.value(texts(["a"], [[gold]])) for gold in "aba"] == [1, 0, 1]
 
 
 def test_evaluate_leaves_the_global_generators_alone(scripts: Path) -> None:
