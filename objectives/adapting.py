@@ -1,13 +1,30 @@
-"""What metrics of other libraries take and return: shared by the adapters to them."""
+"""What other people's metrics take and return: shared by the adapters to them."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
 from zoobj.errors import did_you_mean
-from zoobj.objective import Batch, ScoreError
+from zoobj.objective import Batch, Score, ScoreError
+
+
+@contextmanager
+def calling(what: str) -> Iterator[None]:
+    """Where a library is called: without its warnings, of classes that a batch lacks and the like.
+
+    Raises:
+        ScoreError: it raised something.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    except Exception as error:
+        raise ScoreError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
 def squad_predictions(completions: Sequence[str]) -> list[dict[str, Any]]:
@@ -41,6 +58,22 @@ def first_answers(references: Sequence[Any], what: str) -> list[str]:
     return [answers[0] for answers in references]
 
 
+def likelihoods(batch: Batch) -> np.ndarray:
+    """``label_scores`` as an array, [B, C].
+
+    Raises:
+        ScoreError: examples have different numbers of choices.
+    """
+    assert batch.label_scores is not None
+    counts = sorted({len(line) for line in batch.label_scores})
+    if len(counts) > 1:
+        raise ScoreError(
+            f"examples have {counts[0]} and {counts[-1]} choices: likelihoods of classes can't be "
+            "had of different numbers of choices; take a metric of predictions, such as accuracy"
+        )
+    return np.array(batch.label_scores, dtype=float)
+
+
 def probabilities(batch: Batch) -> np.ndarray:
     """Of the choices: the softmax of ``label_scores``, [B, C], or of the second one, [B], if C = 2.
 
@@ -50,13 +83,7 @@ def probabilities(batch: Batch) -> np.ndarray:
     >>> probabilities(Batch(prompts=["?"], references=[1], label_scores=[[-3.0, -3.0]]))
     array([0.5])
     """
-    assert batch.label_scores is not None
-    if len({len(line) for line in batch.label_scores}) > 1:
-        raise ScoreError(
-            "probabilities of classes are asked for, and examples have different numbers of "
-            "choices: choose a metric of predictions"
-        )
-    scores = np.array(batch.label_scores, dtype=float)
+    scores = likelihoods(batch)
     shares = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-math.inf))
     shares /= shares.sum(axis=1, keepdims=True)
     return shares[:, 1] if shares.shape[1] == 2 else shares
@@ -82,19 +109,33 @@ def number_of(result: Any, key: str | None, what: str) -> float:
     else:
         found = [result]
     for value in found:
-        if value is None:
-            return math.nan
-        if (number := _number(value)) is not None:
-            return number
+        with suppress(TypeError, ValueError, RuntimeError):
+            number = as_number(value)
+            return math.nan if number is None else number
     raise ScoreError(
         f"{what} returned {str(result)[:60]!r}, and one number is needed: name a key of the "
         "result, or set its average"
     )
 
 
-def _number(value: Any) -> float | None:
-    """Also of arrays and tensors of one element."""
+def as_number(value: Any) -> Score:
+    """A number of any library, or the one in an array or tensor of one element.
+
+    None, and one that is larger than any float, are None: could not be scored.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: it is no number, such as a text with one in it.
+    """
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, (str, bytes)):
+        raise TypeError
     try:
-        return None if isinstance(value, str) else float(getattr(value, "item", lambda: value)())
-    except (TypeError, ValueError, RuntimeError):
+        return None if number is None else float(number)
+    except OverflowError:
         return None
+
+
+def short(value: Any) -> str:
+    """A value as messages show it."""
+    text = repr(value)
+    return f"{text[:60]}..." if len(text) > 60 else text

@@ -1,7 +1,6 @@
 """F1 of answers that are numbers, spans or several spans: DROP's F1."""
 
 import re
-import string
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +8,7 @@ import numpy as np
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score
 from zoobj.objectives.references import best_over_references
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from zoobj.objectives.squad_text import ARTICLES, PUNCTUATION
 
 
 class Bag(NamedTuple):
@@ -93,8 +90,8 @@ def bag_of(span: str) -> Bag:
 def _normalized(token: str) -> str:
     """Lower case, no article; a number as Python writes it, anything else without punctuation."""
     token = token.lower()
-    token = token if _is_number(token) else token.translate(_PUNCTUATION)
-    return _ARTICLES.sub(" ", str(float(token)) if _is_number(token) else token)
+    token = token if _is_number(token) else token.translate(PUNCTUATION)
+    return ARTICLES.sub(" ", str(float(token)) if _is_number(token) else token)
 
 
 def _is_number(text: str) -> bool:

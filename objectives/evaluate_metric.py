@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoobj.errors import UserError
-from zoobj.objective import Batch, Objective, Score, ScoreError
+from zoobj.objective import Batch, Bounds, Objective, Score
 from zoobj.objectives.adapting import (
+    calling,
     first_answers,
     number_of,
     squad_predictions,
     squad_references,
 )
-
-Bounds = tuple[float | None, float | None]
 
 
 class Evaluate(Objective):
@@ -76,12 +75,10 @@ class Evaluate(Objective):
             "predictions": self._predictions(batch),
             "references": self._references(batch, what),
         }
-        try:
+        if hasattr(self.metric, "writer"):  # evaluate keeps what a call that failed took in
+            self.metric.writer = None
+        with calling(what):
             result = self.metric.compute(**inputs, **self.options)
-        except Exception as error:
-            if hasattr(self.metric, "writer"):  # evaluate keeps what it took in, for the next call
-                self.metric.writer = None
-            raise ScoreError(f"{what} raised {type(error).__name__}: {error}") from error
         return number_of(result, self.key, what)
 
     def _predictions(self, batch: Batch) -> list[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score
+from zoobj.objectives.adapting import short
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class External(Objective):
                 number = math.inf
         low, high = self.bounds
         if not math.isfinite(number):
-            self._tell("score", f"{who} gave {_short(said)} as a score: give a number or null")
+            self._tell("score", f"{who} gave {short(said)} as a score: give a number or null")
             return None
         if (low is not None and number < low) or (high is not None and number > high):
             self._tell("range", f"{who} gave {number}, which is not from {low} to {high}")
@@ -87,8 +88,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:60]}..." if len(text) > 60 else text

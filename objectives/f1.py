@@ -26,7 +26,7 @@ class AveragedOverClasses(Objective):
 
     def __init__(self, average: str = "macro", pos_label: int = 1):
         if average not in AVERAGES:
-            hint = did_you_mean(average, AVERAGES)
+            hint = did_you_mean(str(average), AVERAGES)
             raise UserError(f"{self.name}: unknown average {average!r}{hint}")
         self.average, self.pos_label = average, pos_label
 

@@ -66,7 +66,7 @@ class Http(External):
         high: float | None = None,
     ):
         super().__init__(name, higher_is_better, low, high)
-        self.url, self.where = url, _checked_url(url, token_env)
+        self.url, (self.where, self.host) = url, _checked_url(url, token_env)
         if not timeout > 0:
             raise UserError(f"http: timeout {timeout}: above 0")
         numbers = {"batch_size": batch_size, "concurrency": concurrency, "retries": retries}
@@ -74,8 +74,14 @@ class Http(External):
             least = 0 if what == "retries" else 1
             if type(value) is not int or value < least:
                 raise UserError(f"http: {what} {value!r} is not a whole number from {least}")
-        if token_env and not os.environ.get(token_env):
+        token = os.environ.get(token_env or "", "")
+        if token_env and not token:
             raise UserError(f"http: the environment has no {token_env}: export {token_env}=...")
+        if not (token.isascii() and token.isprintable()):
+            raise UserError(
+                f"http: {token_env} has a line break or a letter that no header can have: export "
+                "the token alone"
+            )
         if ca_file and not Path(ca_file).is_file():
             raise UserError(f"http: no file {ca_file}: ca_file is a file of certificates in PEM")
         self.seconds, self.batch_size, self.concurrency = timeout, batch_size, concurrency
@@ -135,6 +141,7 @@ class Http(External):
             data=body,
             headers={"Content-Type": "application/json"},
             auth=self._authorise,  # also keeps requests from looking for one in ~/.netrc
+            proxies={"no_proxy": self.host} if self.host in LOOPBACK else None,
             timeout=self.seconds,
             verify=self.ca_file or True,
             allow_redirects=False,
@@ -162,14 +169,18 @@ class Http(External):
         return body
 
 
-def _checked_url(url: str, token_env: str | None) -> str:
-    """The URL as messages show it, without the query.
+def _checked_url(url: str, token_env: str | None) -> tuple[str, str]:
+    """The URL as messages show it, without the query; and its host.
 
     Raises:
         UserError: it is none, or would give a secret away.
     """
-    parts = urlsplit(str(url))
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(str(url))
+        known = parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:  # brackets or a port that are none
+        known = False
+    if not known or not parts.hostname:
         raise UserError(f"http: {url!r} is no URL: give one as in 'http:https://host/score'")
     if parts.username or parts.password:
         raise UserError(
@@ -178,7 +189,7 @@ def _checked_url(url: str, token_env: str | None) -> str:
         )
     if token_env and parts.scheme == "http" and parts.hostname not in LOOPBACK:
         raise UserError(f"http: a token would travel unencrypted to {parts.hostname}: use https")
-    return f"{parts.scheme}://{parts.netloc}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc}{parts.path}", parts.hostname
 
 
 def _json(body: bytes) -> Any:
@@ -192,7 +203,7 @@ def _seconds(asked: str | None) -> float | None:
     """A Retry-After, which is a number of seconds or a date (RFC 9110, section 10.2.3)."""
     if not asked:
         return None
-    if asked.strip().isdigit():
+    if asked.strip().isdecimal():
         return float(asked)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())

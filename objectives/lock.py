@@ -36,6 +36,9 @@ NEW_NAMESPACE = 0x7E020000  # flags of clone
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 CLONE, CLONE3 = (56, 220), (435, 435)
 ON_ITSELF = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}
+# Commands that make a file's signals somebody else's: F_SETOWN, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP.
+OWNER_OF_SIGNALS = {"fcntl": (72, 25), "ioctl": (16, 29)}
+COMMANDS = {"fcntl": (8, 15), "ioctl": (0x8901, 0x8902)}
 # fmt: off
 DENIED = {
     # sockets, also by way of io_uring
@@ -185,10 +188,15 @@ def _filter_calls() -> bool:
         if numbers[column]:
             code += [(equal, 0, 1, numbers[column]), (end, 0, 0, ERRNO | EPERM)]
     code += [(equal, 0, 1, CLONE3[column]), (end, 0, 0, ERRNO | ENOSYS)]  # so that clone is used
-    first_argument, refuse, allow = (load, 0, 0, 16), (end, 0, 0, ERRNO | EPERM), (end, 0, 0, ALLOW)
+    first_argument, second_argument = (load, 0, 0, 16), (load, 0, 0, 24)
+    refuse, allow = (end, 0, 0, ERRNO | EPERM), (end, 0, 0, ALLOW)
     for numbers in ON_ITSELF.values():
         code += [(equal, 0, 5, numbers[column]), first_argument, (equal, 2, 0, 0)]
         code += [(equal, 1, 0, os.getpid()), refuse, allow]
+    for name, numbers in OWNER_OF_SIGNALS.items():
+        one, other = COMMANDS[name]
+        code += [(equal, 0, 5, numbers[column]), second_argument, (equal, 1, 0, one)]
+        code += [(equal, 0, 1, other), refuse, allow]
     code += [(equal, 0, 4, CLONE[column]), first_argument, (any_bit, 0, 1, NEW_NAMESPACE)]
     code += [refuse, allow, allow]
     lines = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))

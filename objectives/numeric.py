@@ -40,8 +40,6 @@ class NumericMatch(Objective):
     name = "numeric_match"
 
     def __init__(self, strict: bool = False):
-        if not isinstance(strict, bool):
-            raise UserError(f"numeric_match: strict {strict!r} is neither true nor false")
         self.strict = strict
 
     def score(self, batch: Batch) -> list[Score]:

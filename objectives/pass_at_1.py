@@ -20,7 +20,9 @@ _ONE = Lock()  # threads that warn at once would all be the first
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 # What calls itself a pass has come to its last line: leaving early, with whatever status, is none.
+# The solution finds neither that line nor the tests in a file.
 _PROGRAM = """\
+__import__("os").remove("main.py")
 names = {{"__name__": "solution"}}
 exec(compile({solution}, "solution.py", "exec"), names)
 exec(compile({tests}, "tests.py", "exec"), names)

@@ -48,7 +48,7 @@ class Program:
         if sys.platform == "win32":
             raise UserError("command: programs as scorers need Linux or macOS; use http")
         try:
-            self.argv = shlex.split(command or "")
+            self.argv = shlex.split(str(command or ""))
         except ValueError as error:
             raise UserError(f"command {command!r}: {error}: mend the quotes") from None
         if not self.argv or not shutil.which(self.argv[0]):

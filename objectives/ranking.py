@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from zoobj.errors import UserError
-from zoobj.objective import Batch, Objective, Score, ScoreError
+from zoobj.objective import Batch, Objective, Score
+from zoobj.objectives.adapting import likelihoods
 
 
 class OneAgainstTheRest(Objective):
@@ -27,11 +28,11 @@ class OneAgainstTheRest(Objective):
         self.pos_label = int(pos_label)
 
     def value(self, batch: Batch, scores: Sequence[Score] | None = None) -> float:
-        gold = np.array(batch.references)
-        present = [self.pos_label] if _choices(batch) == 2 else sorted(set(batch.references))
+        gold, likely = np.array(batch.references), likelihoods(batch)
+        present = [self.pos_label] if likely.shape[-1] == 2 else sorted(set(batch.references))
         if len(set(batch.references)) < 2:
             return math.nan  # nothing to tell apart
-        odds = log_odds(np.array(batch.label_scores, dtype=float))
+        odds = log_odds(likely)
         if np.isnan(odds).any():
             return math.nan
         # As ranks, since log-odds may be infinite; equal ones differ by the rounding of their sums.
@@ -42,18 +43,6 @@ class OneAgainstTheRest(Objective):
     def area(self, positive: Any, ranks: Any) -> float:
         """The area under the curve for one class, from 0 to 1."""
         raise NotImplementedError
-
-
-def _choices(batch: Batch) -> int:
-    """How many choices there are: the same number for each example."""
-    assert batch.label_scores is not None
-    counts = sorted({len(line) for line in batch.label_scores})
-    if len(counts) > 1:
-        raise ScoreError(
-            f"examples have {counts[0]} and {counts[-1]} choices: ranking needs the same classes "
-            "in every row; use accuracy"
-        )
-    return counts[0] if counts else 0
 
 
 def log_odds(scores: np.ndarray) -> np.ndarray:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from zoobj.errors import UserError
-from zoobj.objective import Batch, Objective, Score, ScoreError
+from zoobj.objective import Batch, Bounds, Objective, Score, ScoreError
+from zoobj.objectives.adapting import as_number, short
 from zoobj.registry import find
-
-Bounds = tuple[float | None, float | None]
 
 
 class Reward(Objective):
@@ -76,7 +75,7 @@ class Reward(Objective):
             scores = list(result)
         except TypeError:
             raise ScoreError(
-                f"{self.where} returned {_short(result)}: return a list with a score for each of "
+                f"{self.where} returned {short(result)}: return a list with a score for each of "
                 "the completions"
             ) from None
         if len(scores) != len(batch):
@@ -98,18 +97,11 @@ class Reward(Objective):
         return float("nan") if number is None else number
 
     def _number(self, score: Any) -> Score:
-        if score is None:
-            return None
         try:
-            number = score.item() if hasattr(score, "item") else score
-            if isinstance(number, (str, bytes)):
-                raise TypeError
-            return float(number)
-        except OverflowError:  # larger than any number
-            return None
+            return as_number(score)
         except (TypeError, ValueError, RuntimeError):
             raise ScoreError(
-                f"{self.where} returned {_short(score)} as a score: return numbers or None"
+                f"{self.where} returned {short(score)} as a score: return numbers or None"
             ) from None
 
     def _call(self, batch: Batch) -> Any:
@@ -184,8 +176,3 @@ def _wait_for(awaitable: Awaitable[Any]) -> Any:
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(asyncio.run, wait()).result()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{text[:60]}..." if len(text) > 60 else text

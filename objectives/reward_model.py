@@ -3,9 +3,7 @@
 from typing import Any
 
 from zoobj.errors import UserError, did_you_mean
-from zoobj.objective import Batch, Objective, Score
-
-Bounds = tuple[float | None, float | None]
+from zoobj.objective import Batch, Bounds, Objective, Score
 
 
 class RewardModel(Objective):

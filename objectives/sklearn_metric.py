@@ -1,17 +1,16 @@
 """Metrics and scorers of scikit-learn."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from zoobj.errors import UserError, did_you_mean
-from zoobj.objective import Batch, Objective, Score, ScoreError
-from zoobj.objectives.adapting import number_of, probabilities
+from zoobj.objective import Batch, Bounds, Objective, Score
+from zoobj.objectives.adapting import calling, number_of, probabilities
 
-Bounds = tuple[float | None, float | None]
+_GOLD, _PREDICTED = ("y_true", "y1", "labels_true"), ("y_pred", "y2", "labels_pred")
 
 
 class Sklearn(Objective):
@@ -75,12 +74,8 @@ class Sklearn(Objective):
             output = probabilities(batch)
             if "labels" in self.takes:  # classes that the batch may lack
                 options.setdefault("labels", list(range(len((batch.label_scores or [[]])[0]))))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                result = self.fn(np.array(batch.references), np.array(output), **options)
-        except Exception as error:
-            raise ScoreError(f"{what} raised {type(error).__name__}: {error}") from error
+        with calling(what):
+            result = self.fn(np.array(batch.references), np.array(output), **options)
         return self.sign * number_of(result, None, what)
 
 
@@ -91,7 +86,7 @@ def _found(name: str) -> Any:
     scorers = metrics.get_scorer_names()
     if name in scorers:
         return metrics.get_scorer(name)
-    functions = [known for known in metrics.__all__ if "y_true" in _parameters(known)]
+    functions = [known for known in metrics.__all__ if {*_GOLD} & {*_parameters(known)}]
     if name not in functions:
         names = {*scorers, *functions}
         raise UserError(f"sklearn: no metric or scorer {name!r}{did_you_mean(name, names)}")
@@ -115,4 +110,4 @@ def _wants_probabilities(scorer: Any) -> bool:
     methods = [each._response_method for each in made if each._score_func is scorer]
     if methods:
         return methods[0] != "predict"
-    return list(inspect.signature(scorer).parameters)[1] not in ("y_pred", "labels_pred")
+    return list(inspect.signature(scorer).parameters)[1] not in _PREDICTED

@@ -11,8 +11,8 @@ from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score
 from zoobj.objectives.references import answers
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
@@ -21,7 +21,7 @@ def normalize(text: str) -> str:
     >>> normalize("The  Old Mill, by the river.")
     'old mill by river'
     """
-    text = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))
+    text = ARTICLES.sub(" ", text.lower().translate(PUNCTUATION))
     return " ".join(text.split())
 
 

@@ -2,14 +2,14 @@
 
 import copy
 import re
-import warnings
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
 from zoobj.errors import UserError, did_you_mean
-from zoobj.objective import Batch, Objective, Score, ScoreError
+from zoobj.objective import Batch, Bounds, Objective, Score
 from zoobj.objectives.adapting import (
+    calling,
     first_answers,
     number_of,
     probabilities,
@@ -17,7 +17,6 @@ from zoobj.objectives.adapting import (
     squad_references,
 )
 
-Bounds = tuple[float | None, float | None]
 # Bases of the metrics that take probabilities only.
 _ON_PROBABILITIES = ("PrecisionRecallCurve", "CalibrationError", "HingeLoss")
 
@@ -67,7 +66,7 @@ class TorchMetric(Objective):
         if higher_is_better is None:
             higher_is_better = getattr(self.metric, "higher_is_better", None) is not False
         self.higher_is_better = higher_is_better
-        self.on_text = kinds[0].__module__.startswith("torchmetrics.text")
+        self.on_text = any(kind.__module__.startswith("torchmetrics.text") for kind in kinds)
         self.on_probabilities = (getattr(self.metric, "top_k", None) or 1) > 1 or any(
             name in kind.__name__ for kind in kinds for name in _ON_PROBABILITIES
         )
@@ -79,23 +78,20 @@ class TorchMetric(Objective):
 
         what = f"torchmetrics {self.name!r}"
         predictions, references = self._texts(batch, what) if self.on_text else self._ids(batch)
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # of classes that a batch lacks
-                self.metric.reset()
-                self.metric.update(predictions, references)
-                result = self.metric.compute()
-        except Exception as error:
-            raise ScoreError(f"{what} raised {type(error).__name__}: {error}") from error
-        finally:
+        with calling(what), torch.no_grad():
             self.metric.reset()
+            self.metric.update(predictions, references)
+            result = self.metric.compute()
+        self.metric.reset()
         return number_of(result, self.key, what)
 
     def _ids(self, batch: Batch) -> tuple[Any, Any]:
         import torch
 
         output: Any = probabilities(batch) if self.on_probabilities else batch.predictions
-        return torch.as_tensor(output), torch.as_tensor(batch.references)
+        place = getattr(self.metric, "device", None)
+        references = torch.as_tensor(batch.references, device=place)
+        return torch.as_tensor(output, device=place), references
 
     def _texts(self, batch: Batch, what: str) -> tuple[Any, Any]:
         completions = list(batch.completions or [])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn import metrics
@@ -64,6 +64,8 @@ answered = st.lists(
 )
 spoken = answered.map(lambda made: texts([c for c, _ in made], [r for _, r in made]))
 
+anything = st.text(max_size=10) | lines
+
 # scikit-learn ---------------------------------------------------------------------------------
 
 ON_PREDICTIONS: dict[str, tuple[Callable[..., float], bool]] = {
@@ -72,6 +74,11 @@ ON_PREDICTIONS: dict[str, tuple[Callable[..., float], bool]] = {
     "f1_score:average=macro": (functools.partial(metrics.f1_score, average="macro"), True),
     "f1_micro": (functools.partial(metrics.f1_score, average="micro"), True),
     "matthews_corrcoef": (metrics.matthews_corrcoef, True),
+    "cohen_kappa_score:weights=quadratic": (
+        functools.partial(metrics.cohen_kappa_score, weights="quadratic"),
+        True,
+    ),
+    "mutual_info_score": (metrics.mutual_info_score, True),
     "zero_one_loss": (metrics.zero_one_loss, False),
     "mean_absolute_error": (metrics.mean_absolute_error, False),
     "neg_mean_absolute_error": (lambda *a: -metrics.mean_absolute_error(*a), True),
@@ -88,7 +95,8 @@ ON_PREDICTIONS: dict[str, tuple[Callable[..., float], bool]] = {
 def test_sklearn_on_predictions(spec: str, batch: Batch) -> None:
     function, higher = ON_PREDICTIONS[spec]
     objective = as_objective(f"sklearn:{spec}")
-    assert objective.value(batch) == pytest.approx(function(batch.references, batch.predictions))
+    expected = function(batch.references, batch.predictions)
+    assert objective.value(batch) == pytest.approx(expected, nan_ok=True)
     assert (objective.higher_is_better, objective.decomposable) == (higher, False)
     assert objective.needs == {"predictions"}
     assert objective.bounds == (None, None)
@@ -227,6 +235,25 @@ def test_torchmetrics_squad_and_keys(batch: Batch) -> None:
     right = [any(normalize(c) == normalize(r) for r in refs) for c, refs in pairs]
     assert exact.value(batch) == pytest.approx(100 * np.mean(right), abs=1e-4)
     assert exact.name == "SQuAD_exact_match"
+
+
+class OfMine(torchmetrics.text.WordErrorRate):  # type: ignore[misc,name-defined]
+    """A metric of texts whose class is not torchmetrics' own."""
+
+
+def test_torchmetrics_of_texts_derived_by_others() -> None:
+    made = as_objective(OfMine())
+    assert made.needs == {"completions"}
+    assert made.value(texts(["old mill", "wall"], [["the mill", "x"], ["wall"]])) == pytest.approx(
+        1 / 3
+    )
+
+
+def test_torchmetrics_where_a_metric_is() -> None:
+    """What it is given goes to its device: here to one that takes in nothing."""
+    metric = torchmetrics.MeanMetric().to("meta")
+    ids, gold = as_objective(metric)._ids(choices([0, 1], -np.eye(2)))  # type: ignore[attr-defined]
+    assert ids.device.type == gold.device.type == "meta"
 
 
 def test_torchmetrics_objects_are_left_alone() -> None:
@@ -370,6 +397,16 @@ def test_evaluate_goes_on_after_a_failure(scripts: Path) -> None:
     assert "compares with one accepted text, and a reference is []" in (outcome.error or "")
 
 
+def test_evaluate_starts_afresh(scripts: Path) -> None:
+    """Whatever the object took in before."""
+    import evaluate
+
+    metric = evaluate.load(str(scripts / "first.py"), keep_in_memory=True)
+    metric.add(prediction="mill", reference="mill")
+    objective = as_objective(metric)
+    assert [objective.value(texts(["a"], [[gold]])) for gold in "aba"] == [1, 0, 1]
+
+
 def test_evaluate_leaves_the_global_generators_alone(scripts: Path) -> None:
     states = [str(np.random.get_state()), str(torch.get_rng_state())]  # noqa: NPY002
     cached(f"evaluate:{scripts / 'first.py'}").value(texts(["a"], [["a"]]))
@@ -406,7 +443,17 @@ def test_results_with_one_number(result: Any, value: float) -> None:
     assert not objective.higher_is_better
 
 
-@pytest.mark.parametrize("result", [None, {"v": None}])
+@pytest.mark.parametrize("result", ["0.5", b"1", {"v": np.array("0.5")}, {"v": [0.5]}, {}, []])
+def test_texts_and_lists_are_no_numbers(result: Any) -> None:
+    class Told:
+        def compute(self, predictions: Any, references: Any) -> Any:
+            return result
+
+    outcome = judge(as_objective(Told()), texts(["a"], [["a"]]))
+    assert "one number is needed" in (outcome.error or "")
+
+
+@pytest.mark.parametrize("result", [None, {"v": None}, {"v": 10**400}, {"v": None, "n": 3}])
 def test_none_could_not_be_scored(result: Any) -> None:
     class Told:
         def compute(self, predictions: Any, references: Any) -> Any:
@@ -494,6 +541,27 @@ def test_a_reward_model_scores_each_by_itself(
     assert len(set(expected)) == 3
     assert objective.score(asked()) == pytest.approx(expected, rel=1e-9)
     assert objective.score(asked().select([])) == []
+
+
+def test_a_reward_model_on_any_texts(saved: Callable[..., str], tokenizer: Any) -> None:
+    """200 and more; a prompt that ends in white space brings the space itself."""
+    objective = RewardModel(saved(), batch_size=4)
+
+    @settings(max_examples=50)
+    @given(st.lists(st.tuples(anything, anything), min_size=4, max_size=6))
+    @example([("", ""), ("\u4f60 ", "\u597d"), ("old\n", ""), ("cafe\u0301", "\U0001f600")])
+    def check(pairs: list[tuple[str, str]]) -> None:
+        expected = []
+        for prompt, completion in pairs:
+            text = prompt + (completion if prompt[-1:].isspace() else f" {completion}")
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                logits = objective.model(ids).logits if ids.numel() else torch.full((1, 1), np.nan)
+            expected.append(float(logits[0, 0]))
+        batch = said([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
+        assert objective.score(batch) == pytest.approx(expected, rel=1e-9)
+
+    check()
 
 
 def test_a_reward_model_with_a_chat_template(saved: Callable[..., str], tokenizer: Any) -> None:
@@ -605,9 +673,14 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("conversational", [False, True])
-def test_the_same_function_in_both_calling_conventions(name: str, conversational: bool) -> None:
+@settings(max_examples=20)
+@given(rows=st.lists(st.tuples(anything, anything, anything), min_size=1, max_size=4))
+@example(rows=list(zip(PROMPTS, COMPLETIONS, ["river", "dog", ""], strict=True)))
+def test_the_same_function_in_both_calling_conventions(
+    name: str, conversational: bool, rows: list[tuple[str, str, str]]
+) -> None:
     fn = FUNCTIONS[name]
-    prompts, completions, solution = PROMPTS, COMPLETIONS, ["river", "dog", ""]
+    prompts, completions, solution = map(list, zip(*rows, strict=True))
     given: tuple[list[Any], list[Any]] = (prompts, completions)
     if conversational:  # as TRL's GRPOTrainer builds them
         given = (
@@ -619,13 +692,14 @@ def test_the_same_function_in_both_calling_conventions(name: str, conversational
         direct = asyncio.run(direct)
     batch = Batch(
         prompts=prompts,
-        references=[[]] * 3,
+        references=[[]] * len(rows),
         completions=completions,
         rows={"solution": solution},
     )
     made = Reward(fn, conversational=conversational)
     assert made.score(batch) == direct
-    assert len({score for score in direct if score is not None}) > 1
+    if prompts == PROMPTS:
+        assert len({score for score in direct if score is not None}) > 1
 
 
 def test_a_reward_of_trl_s_own() -> None:

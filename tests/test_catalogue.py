@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 import pydantic_core
 import pytest
 import regex
@@ -25,6 +26,7 @@ import scipy.special
 import sklearn.metrics
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 from rouge_score.rouge_scorer import RougeScorer
 
 from zoobj import objectives
@@ -44,6 +46,17 @@ def answered(completions: Sequence[str], references: Sequence[Any], **rows: list
         completions=list(completions),
         rows=rows,
     )
+
+
+def also(cases: Sequence[dict[str, Any]], **more: Any) -> Callable[[Any], Any]:
+    """Besides what chance brings, these cases."""
+
+    def with_them(test: Any) -> Any:
+        for case in cases:
+            test = example(**case, **more)(test)
+        return test
+
+    return with_them
 
 
 made = functools.cache(as_objective)  # by spec: looking one up takes milliseconds
@@ -76,6 +89,12 @@ def lines(classes: int) -> st.SearchStrategy[list[Line]]:
 
 
 sets = st.integers(2, 4).flatmap(lines)
+ODD_SETS: list[dict[str, list[Line]]] = [
+    {"given": [(1, [-2.0, -1.0])]},
+    {"given": [(1, [-2.0, -1.0])] * 3},  # one class, all right
+    {"given": [(0, [-2.0, -1.0])] * 3},  # one class, all wrong
+    {"given": [(0, [-1.0] * 4), (3, [-1.0] * 4)]},  # nothing but ties
+]
 
 
 def chosen(given: list[Line]) -> Batch:
@@ -91,6 +110,7 @@ def chosen(given: list[Line]) -> Batch:
 
 @many
 @given(sets, st.integers(1, 4))
+@also(ODD_SETS, top=2)
 def test_top_k_accuracy(given: list[Line], top: int) -> None:
     """By sorting; of equal scores the first comes first, as in predictions."""
     expected = []
@@ -122,6 +142,7 @@ def quietly(metric: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
 
 @many
 @given(sets)
+@also(ODD_SETS)
 def test_balanced_accuracy(given: list[Line]) -> None:
     batch = chosen(given)
     expected = quietly(sklearn.metrics.balanced_accuracy_score, batch.references, batch.predictions)
@@ -130,6 +151,7 @@ def test_balanced_accuracy(given: list[Line]) -> None:
 
 @many
 @given(sets)
+@also(ODD_SETS)
 def test_mcc(given: list[Line]) -> None:
     """By scikit-learn, and as the correlation of one-hot vectors that it is."""
     batch = chosen(given)
@@ -144,6 +166,7 @@ def test_mcc(given: list[Line]) -> None:
 
 @settings(max_examples=250)
 @given(sets, st.sampled_from(["macro", "micro", "weighted", "binary"]))
+@also(ODD_SETS, average="macro")
 def test_precision_and_recall(given: list[Line], average: str) -> None:
     batch = chosen(given)
     how: dict[str, Any] = {"average": average, "zero_division": 0.0}
@@ -187,6 +210,7 @@ def slow_average_precision(positive: list[bool], odds: list[float]) -> float:
 )
 @many
 @given(given=sets, pos_label=st.integers(0, 1))
+@also(ODD_SETS, pos_label=1)
 def test_areas(name: str, slow: Any, scikit: Any, given: list[Line], pos_label: int) -> None:
     batch = chosen(given)
     got = made(f"{name}:pos_label={pos_label}").value(batch)
@@ -204,7 +228,7 @@ def test_areas(name: str, slow: Any, scikit: Any, given: list[Line], pos_label: 
     assert got == pytest.approx(np.mean([scikit(*side) for side in sides]))
 
 
-@settings(max_examples=100)
+@many
 @given(sets.filter(lambda given: {gold for gold, _ in given} == set(range(len(given[0][1])))))
 def test_auc_of_several_classes_is_scikit_learn_s(given: list[Line]) -> None:
     batch = chosen(given)
@@ -235,6 +259,7 @@ def test_areas_of_rows_with_other_numbers_of_choices() -> None:
 
 @many
 @given(sets)
+@also(ODD_SETS)
 def test_margin(given: list[Line]) -> None:
     batch = chosen(given)
     margins = objectives.Margin().score(batch)
@@ -255,7 +280,8 @@ def test_likelihoods_that_are_no_numbers_cannot_be_scored(spec: str) -> None:
 
 words = st.sampled_from(
     "the The a An mill mill. old Old, mills two it's 1,000 4 4.0 4-yard -- ; "
-    "\u2019 \u00a0 \u0130 caf\u00e9 \u00dftrasse \u4f60\u597d nan 1e5 .".split(" ")
+    "\u2019 \u00a0 \u0130 caf\u00e9 cafe\u0301 \u00dftrasse \u4f60\u597d nan 1e5 . \u0663 "
+    "\u043c\u0435\u043b\u044c\u043d\u0438\u0446\u0430 \U0001f469\u200d\U0001f467".split(" ")
 )
 texts = st.one_of(
     st.lists(words, max_size=6).map(" ".join),
@@ -265,6 +291,17 @@ texts = st.one_of(
 )
 accepted = st.lists(texts, min_size=1, max_size=3)
 corpora = st.lists(st.tuples(texts, accepted), min_size=1, max_size=4)
+ODD_TEXTS: list[dict[str, Any]] = [
+    {"completion": "", "references": [""]},
+    {"completion": "", "references": ["mill", "old mill"]},
+    {"completion": "mill", "references": [""]},
+    {"completion": "old mill", "references": ["a river", "two walls"]},  # nothing in common
+    {"completion": ".", "references": ["-- ;", "the"]},  # no word
+    {"completion": "cafe\u0301", "references": ["caf\u00e9"]},  # a combining accent
+    {"completion": "\u043c\u0435\u043b\u0438", "references": ["\u043c\u0435\u043b", "mill"]},
+    {"completion": "\u4f60\u597d", "references": ["\u518d\u89c1", "\u4f60 \u597d"]},
+    {"completion": "\U0001f469\u200d\U0001f467 x", "references": ["\U0001f469 x"]},
+]
 
 
 def squad_words(text: str) -> list[str]:
@@ -291,6 +328,7 @@ def squad2(completion: str, references: list[str]) -> tuple[float, float]:
 
 @settings(max_examples=300)
 @given(texts, st.lists(texts, max_size=3))
+@also(ODD_TEXTS)
 @example("", [])
 @example("the", ["", "mill"])
 @example("mill", ["the", "a mill"])
@@ -358,6 +396,7 @@ spans = st.lists(st.lists(words, max_size=4).map(" ".join), max_size=4).map(" ; 
 
 @settings(max_examples=400)
 @given(st.one_of(spans, texts), st.lists(st.one_of(spans, texts), min_size=1, max_size=3))
+@also(ODD_TEXTS)
 @example("4 yards", ["5 yards"])
 @example("4", ["four", "4.0"])
 @example("a; b", ["b; a"])
@@ -407,6 +446,7 @@ def slow_rouge(kind: str, completion: str, reference: str) -> float:
 @pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL"])
 @many
 @given(completion=texts, references=accepted)
+@also(ODD_TEXTS)
 def test_rouge(kind: str, completion: str, references: list[str]) -> None:
     expected = max(slow_rouge(kind, completion, text) for text in references)
     assert scored(f"rouge:kind={kind}", completion, references) == pytest.approx(expected)
@@ -415,6 +455,7 @@ def test_rouge(kind: str, completion: str, references: list[str]) -> None:
 @pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
 @many
 @given(completion=texts, references=accepted, stemmer=st.booleans())
+@also(ODD_TEXTS, stemmer=False)
 def test_rouge_is_rouge_score_s(
     kind: str, completion: str, references: list[str], stemmer: bool
 ) -> None:
@@ -449,6 +490,7 @@ CORPUS: list[tuple[str, Any, dict[str, Any]]] = [
 @given(corpus=corpora)
 @example(corpus=[("the mill by the old river", ["the mill by the old river"])])
 @example(corpus=[("", [""]), ("mill", ["", "mill"])])
+@example(corpus=[(case["completion"], case["references"]) for case in ODD_TEXTS])
 def test_corpus_metrics_are_sacrebleu_s(
     spec: str, reference: Any, settings_: dict[str, Any], corpus: list[tuple[str, list[str]]]
 ) -> None:
@@ -467,6 +509,7 @@ def test_corpus_metrics_are_sacrebleu_s(
 )
 @many
 @given(completion=texts, references=accepted)
+@also(ODD_TEXTS)
 @example(completion="mill", references=["mill"])
 def test_sentence_metrics_are_sacrebleu_s(
     name: str, reference: Any, completion: str, references: list[str]
@@ -494,6 +537,7 @@ def slow_levenshtein(a: str, b: str) -> int:
 
 @many
 @given(texts, accepted)
+@also(ODD_TEXTS)
 def test_edit_similarity(completion: str, references: list[str]) -> None:
     expected = max(
         1 - slow_levenshtein(completion, text) / max(len(completion), len(text), 1)
@@ -576,6 +620,7 @@ def test_the_last_number(text: str, number: str | None) -> None:
 
 @settings(max_examples=300)
 @given(texts, accepted)
+@also(ODD_TEXTS)
 def test_any_text_has_a_numeric_score(completion: str, references: list[str]) -> None:
     score = scored("numeric_match", completion, references)
     assert score in (0.0, 1.0, None)
@@ -622,8 +667,9 @@ def test_math_by_hand(completion: str, reference: str, expected: float | None) -
         assert scored("math_match", reference, [reference]) == 1.0
 
 
-@settings(max_examples=50)
+@many
 @given(texts, accepted)
+@also(ODD_TEXTS)
 def test_any_text_has_a_score_in_mathematics(completion: str, references: list[str]) -> None:
     assert scored("math_match", completion, references) in (0.0, 1.0, None)
 
@@ -727,6 +773,43 @@ def test_json_schema(value: Any) -> None:
     assert scored(PERSON, text[:-1] + "?", []) == 0.0
     batch = answered([text] * 3, [[]] * 3, schema=[SCHEMA, json.dumps(SCHEMA), True])
     assert EACH_ROW.score(batch) == [fits(value), fits(value), 1.0]
+
+
+SHAPES: list[Any] = [
+    Annotated[int, Field(ge=-3, lt=10)],
+    Annotated[str, Field(min_length=1, max_length=2)] | None,
+    Annotated[list[str | bool], Field(max_length=2)],
+    dict[str, list[int]],
+    Literal["", "a", "\u4f60\u597d"],
+]
+ADAPTERS = [pydantic.TypeAdapter(shape) for shape in SHAPES]
+whole = st.integers(-(10**9), 10**9)  # to pydantic 3.0 is no integer, to JSON schema it is
+plain_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | whole | st.just(0.5) | letters | st.just("\u4f60\u597d"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(letters, inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)), ids=["int", "str", "list", "dict", "one of"])
+@many
+@given(
+    value=plain_values | st.lists(letters | st.booleans()) | st.dictionaries(letters, st.just([1]))
+)
+@example(value=2)
+@example(value="")
+@example(value="a")
+@example(value="e\u0301")
+@example(value="\U0001f469\u200d\U0001f467")
+def test_json_schema_is_what_pydantic_accepts(shape: int, value: Any) -> None:
+    """pydantic writes the schema, and judges without it."""
+    adapter, text = ADAPTERS[shape], json.dumps(value)
+    try:
+        adapter.validate_json(text, strict=True)
+        expected = 1.0
+    except pydantic.ValidationError:
+        expected = 0.0
+    assert scored(objectives.JSONSchema(adapter.json_schema()), text, []) == expected
 
 
 def test_json_schema_in_a_file(tmp_path: Path) -> None:
@@ -905,6 +988,14 @@ def test_extras_are_those_of_the_project() -> None:
         ("chrf:word_order=-1", "word_order -1 is not a whole number from 0"),
         ("numeric_match:strict=maybe", "strict 'maybe' is neither true nor false"),
         ("math_match:seconds=0.5", "seconds 0.5 is not a whole number"),
+        ("chrf:lowercase=maybe", "lowercase 'maybe' is neither true nor false"),
+        ("sklearn:f1_score:higher_is_better=2", "higher_is_better 2 is neither true nor false"),
+        ("pass_at_1:workers=many", "workers 'many' is not a number"),
+        ("command:program=cat,timeout=soon", "timeout 'soon' is not a number"),
+        ("command:program=cat,low=worst", "low 'worst' is not a number"),
+        ("command:program=3", "no program '3'"),
+        ("f1:average=3", "unknown average 3; choose from"),
+        ("f1:average=binary,pos_label=yes", "pos_label True is not a number"),
         ("regex_match:pattern=[ab]", "YAML takes the pattern for ['ab']: give it alone"),
         ("regex_match:(", "pattern '(': missing )"),
         ("json_schema", "give schema (a file) or column"),

@@ -67,6 +67,7 @@ weights = st.floats(-2, 2).filter(lambda w: abs(w) > 1e-3)
 # The arithmetic -------------------------------------------------------------------------------
 
 
+@settings(max_examples=200)
 @given(tables, weights, st.floats(0.01, 2))
 def test_a_sum_is_the_weighted_sum(table: list[Any], first: float, second: float) -> None:
     """Lower is better counts negatively; None in a part that counts is None in the sum."""
@@ -237,6 +238,7 @@ def test_a_sum_with_limits_in_a_sum() -> None:
         (["token_f2"], "did you mean 'token_f1'"),
         ({"parts": "token_f1"}, "a list of parts is needed"),
         ({"parts": ["token_f1"], "normalize": True}, "it takes Sum(parts"),
+        ({"parts": ["token_f1"], "normalise": "perhaps"}, "normalise 'perhaps' is neither true"),
         ([3], "3 is no objective"),
         (
             {"parts": [Given("x"), {"name": "token_f1", "at_most": 0.5}], "lexicographic": True},

@@ -16,6 +16,7 @@ import sys
 import textwrap
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 import pytest
 from endpoint import Answer, Endpoint, lengths, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Score, as_objective
@@ -51,11 +54,12 @@ def expected(batch: Batch) -> list[Score]:
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """No proxy on the way to loopback; warnings are caught."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    """Pauses are short; warnings are caught."""
     monkeypatch.setattr(http_endpoint, "PAUSE", 0.01)
     caplog.set_level(logging.WARNING)
 
+
+Maker = Callable[..., str]
 
 # What goes out --------------------------------------------------------------------------------
 
@@ -103,6 +107,42 @@ def test_requests_of_a_batch_keep_its_order() -> None:
         objective = as_objective(f"http:url={server.url},batch_size=4,concurrency=3")
         assert objective.score(batch) == expected(batch)
     assert sorted(len(posted["prompts"]) for _, posted in server.requests) == [1] + [4] * 6
+
+
+def checksum(prompt: str, completion: str, reference: list[str]) -> float:
+    return zlib.crc32(json.dumps([prompt, completion, reference]).encode()) / 2**32
+
+
+def checksums(posted: dict[str, Any], number: int) -> Answer:
+    columns = zip(posted["prompts"], posted["completions"], posted["references"], strict=True)
+    return Answer({"scores": [checksum(*row) for row in columns]})
+
+
+CHECKSUM = """
+sum = zlib.crc32(json.dumps([row["prompt"], text, row["reference"]]).encode()) / 2 ** 32
+print(json.dumps({"id": row["id"], "score": sum}))
+"""
+
+
+@pytest.mark.parametrize("kind", ["http", "command"])
+def test_any_texts_arrive_as_they_are(kind: str, program: Maker) -> None:
+    """200 rows and more."""
+    any_text = st.text(max_size=6) | st.sampled_from(
+        ["", "\r\n", "\u2028", "e\u0301", "\U0001f600"]
+    )
+    rows = st.lists(st.tuples(any_text, any_text, st.lists(any_text, max_size=2)), min_size=5)
+
+    @settings(max_examples=45)
+    @given(rows)
+    def check(rows: list[tuple[str, str, list[str]]]) -> None:
+        prompts, completions, references = map(list, zip(*rows, strict=True))
+        batch = Batch(prompts=prompts, references=references, completions=completions)
+        assert objective.score(batch) == [checksum(*row) for row in rows]
+
+    with serving(checksums) as server:
+        made = {"http": server.url, "command": program(CHECKSUM, before="import zlib")}
+        objective = as_objective(f"{kind}:{made[kind]}")
+        check()
 
 
 def test_requests_are_made_at_a_time() -> None:
@@ -218,6 +258,7 @@ def test_retry_after_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ("7", 7.0),
         ("soon", None),
         ("-1", None),
+        ("\u00b2", None),
         ("Mon, 06 Jan 2020 08:00:00 GMT", 0.0),
     ],
 )
@@ -301,6 +342,28 @@ def test_a_token_is_sent_and_shown_nowhere(
     assert "s3cret" not in caplog.text + repr(objective) + repr(vars(objective))
 
 
+@pytest.mark.parametrize("token", ["s3cret\n", "s3cret\r\nX-More: 1", "s3cret\u20ac"])
+def test_a_token_that_no_header_can_have_is_not_shown(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCORER", token)
+    with pytest.raises(UserError, match="SCORER has a line break or a letter") as caught:
+        Http("https://host/x", token_env="SCORER")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_no_proxy_comes_between_this_machine_and_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would see the token."""
+    monkeypatch.setenv("SCORER", "s3cret")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as proxy, serving() as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert Http(server.url, token_env="SCORER", retries=0).score(texts("a")) == [0.5]
+        assert Http("http://elsewhere.invalid/", retries=0).score(texts("a")) == [0.5]
+    assert [len(seen.requests) for seen in (proxy, server)] == [1, 1]
+
+
 def test_no_other_token_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password mine\n")
@@ -353,6 +416,8 @@ def test_a_certificate_for_another_name(safe: Endpoint, certificate: tuple[Path,
         ("http:somewhere", "'somewhere' is no URL: give one as in"),
         ("http:ftp://host/x", "is no URL"),
         ("http:https://", "is no URL"),
+        ("http:https://[::1/x", "is no URL"),
+        ("http:https://host:port/x", "is no URL"),
         ("http:https://me:pw@host/x", "the URL has a password in it"),
         ("http:url=http://host/x,token_env=SCORER", "travel unencrypted to host: use https"),
         ("http:url=https://host/x,token_env=SCORER", "the environment has no SCORER: export"),
@@ -381,8 +446,6 @@ def test_settings_that_can_not_be(spec: str, said: str, monkeypatch: pytest.Monk
 
 
 # Programs -------------------------------------------------------------------------------------
-
-Maker = Callable[..., str]
 
 
 @pytest.fixture

@@ -43,6 +43,8 @@ def chosen(predictions: Sequence[int], references: Sequence[int]) -> Batch:
     )
 
 
+many = settings(max_examples=200)
+
 # Choices against scikit-learn -----------------------------------------------------------------
 
 labels = st.integers(2, 5).flatmap(
@@ -52,7 +54,10 @@ labels = st.integers(2, 5).flatmap(
 )
 
 
+@many
 @given(labels)
+@example([(0, 0)])
+@example([(0, 1), (0, 1)])
 def test_accuracy(pairs: list[tuple[int, int]]) -> None:
     predicted, gold = zip(*pairs, strict=True)
     batch = chosen(predicted, gold)
@@ -61,7 +66,11 @@ def test_accuracy(pairs: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
-@given(labels)
+@many
+@given(pairs=labels)
+@example(pairs=[(0, 0)])
+@example(pairs=[(1, 1), (1, 1)])
+@example(pairs=[(0, 1), (0, 1)])
 def test_f1(average: str, pairs: list[tuple[int, int]]) -> None:
     """Whatever classes a batch lacks among its predictions, its gold answers or both."""
     predicted, gold = zip(*pairs, strict=True)
@@ -69,6 +78,7 @@ def test_f1(average: str, pairs: list[tuple[int, int]]) -> None:
     assert F1(average=average).value(chosen(predicted, gold)) == pytest.approx(expected)
 
 
+@many
 @given(labels, st.integers(0, 2))
 def test_binary_f1_is_that_of_one_class(pairs: list[tuple[int, int]], positive: int) -> None:
     predicted, gold = zip(*pairs, strict=True)
@@ -95,7 +105,7 @@ def test_f1_by_spec() -> None:
 
 words = st.sampled_from(
     "the The a An mill mill. old Old, old-mill two it's theatre 1,000 -- \u2019 \u00a0 \u0130 "
-    "caf\u00e9 CAF\u00c9 \u00dftrasse \u4f60\u597d".split(" ")
+    "caf\u00e9 CAF\u00c9 cafe\u0301 \u00dftrasse \u4f60\u597d \u041c\u0415\u041b\u042c".split(" ")
 )
 texts = st.one_of(
     st.lists(words, max_size=6).map(" ".join),
@@ -141,6 +151,22 @@ def test_text_scores_are_those_of_squad(
     assert TokenF1().score(batch) == pytest.approx([f1], abs=1e-6)
 
 
+@many
+@given(texts, st.lists(texts, max_size=3))
+@example("", [])
+@example("mill", [])
+@example("the", ["", "mill"])
+def test_text_scores_of_squad_2_are_those_of_squad(
+    official: Callable[..., tuple[float, float]], completion: str, references: list[str]
+) -> None:
+    """Of the answers that have a word; where there are none, the empty one is accepted."""
+    said = [text for text in references if official(text, [""]) == (0.0, 0.0)]
+    exact, f1 = official(completion, said or [""])
+    batch = answered([completion], [references])
+    assert ExactMatch(version=2.0).score(batch) == [exact]
+    assert TokenF1(version=2.0).score(batch) == pytest.approx([f1], abs=1e-6)
+
+
 @settings(max_examples=50)
 @given(st.lists(texts, min_size=1, max_size=4))
 def test_an_accepted_answer_has_full_marks(references: list[str]) -> None:
@@ -184,23 +210,41 @@ class Answer(Task):
         return list(row["answers"])
 
 
+def likely(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> Batch:
+    given = [Example(i, str(r["text"]), r["answers"], r) for i, r in enumerate(rows)]
+    return Scorer(model, tokenizer, Answer())(given, LogLikelihood.needs)
+
+
+def minus_cross_entropy(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
+    """As transformers has it, times the tokens that it is the mean over."""
+    prompt = tokenizer(row["text"])["input_ids"]
+    answer = tokenizer(f" {row['answers'][0]}")["input_ids"]
+    ids = torch.tensor([prompt + answer])
+    labels = ids.clone()
+    labels[:, : len(prompt)] = -100
+    with torch.no_grad():
+        return -float(model(ids, labels=labels).loss) * len(answer)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(texts.filter(str.strip), texts), min_size=4, max_size=6))
+@example([("mill", ""), ("cafe\u0301", "\U0001f600"), ("\u4f60", "\u597d"), ("the", "the")])
+def test_loglikelihood_of_any_texts(model: Any, tokenizer: Any, pairs: list[Any]) -> None:
+    """Of 200 pairs and more, several at a time, so that they are padded."""
+    rows = [{"text": prompt.strip(), "answers": [answer.strip()]} for prompt, answer in pairs]
+    expected = [minus_cross_entropy(model, tokenizer, row) for row in rows]
+    got = LogLikelihood().score(likely(model, tokenizer, rows))
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
 def test_loglikelihood_is_minus_the_cross_entropy(model: Any, tokenizer: Any) -> None:
     rows = [
         {"text": "Question: Where did the mill stand? Answer:", "answers": ["by the river", "x"]},
         {"text": "One", "answers": ["two three"]},
         {"text": "\u4f60", "answers": ["\u597d"]},
     ]
-    given = [Example(i, str(r["text"]), r["answers"], r) for i, r in enumerate(rows)]
-    batch = Scorer(model, tokenizer, Answer())(given, LogLikelihood.needs)
-    expected = []
-    for row in rows:
-        prompt = tokenizer(row["text"])["input_ids"]
-        answer = tokenizer(f" {row['answers'][0]}")["input_ids"]
-        ids = torch.tensor([prompt + answer])
-        labels = ids.clone()
-        labels[:, : len(prompt)] = -100
-        with torch.no_grad():
-            expected.append(-float(model(ids, labels=labels).loss) * len(answer))
+    batch = likely(model, tokenizer, rows)
+    expected = [minus_cross_entropy(model, tokenizer, row) for row in rows]
     assert LogLikelihood().score(batch) == pytest.approx(expected, abs=2e-5)
     assert LogLikelihood().value(batch) == pytest.approx(np.mean(expected), abs=2e-5)
     assert not LogLikelihood.bounds[0]
@@ -528,6 +572,7 @@ def wants_more(completions: Any, answer: Any) -> Any:
         (lambda completions: {1.0, 0.5}, "returned {", "return a list"),
         (lambda completions: "11", "returned '11'", "return a list"),
         (lambda completions: ["1", 1.0], "returned '1' as a score", "return numbers or None"),
+        (lambda completions: [b"1", 1.0], "returned b'1' as a score", "return numbers or None"),
         (lambda completions: np.array(["1", "1"]), "returned ", "return numbers or None"),
         (lambda completions: torch.ones(2, 2), "returned tensor", "return numbers or None"),
         (too_short, "returned 1 scores for 2 completions", "return one for each"),

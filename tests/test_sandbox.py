@@ -139,7 +139,7 @@ def test_strange_code() -> None:
 def refused(each: str, **names: Any) -> list[str]:
     """Run lines of code; those that were not refused."""
     lines = [line.strip() for line in each.strip().splitlines()]
-    code = "import ctypes, os, pathlib, resource, signal, socket\n"
+    code = "import ctypes, fcntl, os, pathlib, resource, signal, socket\n"
     code += "".join(f"{name} = {value!r}\n" for name, value in names.items())
     for line in lines:
         code += f"try:\n    {line}\n    print({line!r})\nexcept (OSError, ValueError):\n    pass\n"
@@ -255,6 +255,10 @@ def test_signals_and_limits_of_others() -> None:
         signal.pidfd_send_signal(os.pidfd_open(ours), 0)
         resource.prlimit(ours, resource.RLIMIT_NOFILE, (10, 10))
         os.setpriority(os.PRIO_PROCESS, ours, 19)
+        fcntl.fcntl(0, fcntl.F_SETOWN, ours)
+        fcntl.fcntl(0, 15, bytes(8))
+        fcntl.ioctl(socket.socketpair()[0], 0x8901, bytes(4))
+        fcntl.ioctl(socket.socketpair()[0], 0x8902, bytes(4))
         if ctypes.CDLL(None).ptrace(16, ours, 0, 0) < 0: raise OSError
         if ctypes.CDLL(None).unshare(0x10000000) < 0: raise OSError
         if ctypes.CDLL(None).shmget(0, 4096, 0o600) < 0: raise OSError
@@ -462,7 +466,13 @@ def test_numbers_of_system_calls(column: int, header: str) -> None:
     if not path.is_file():
         pytest.skip(f"needs {path}")
     known = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", path.read_text()))
-    ours = {**lock.DENIED, **lock.ON_ITSELF, "clone": lock.CLONE, "clone3": lock.CLONE3}
+    ours = {
+        **lock.DENIED,
+        **lock.ON_ITSELF,
+        **lock.OWNER_OF_SIGNALS,
+        "clone": lock.CLONE,
+        "clone3": lock.CLONE3,
+    }
     there = {name for name in ours if name in known}
     assert len(there) > 40
     assert {name: ours[name][column] for name in there} == {n: int(known[n]) for n in there}
@@ -580,6 +590,9 @@ WRONG = {
     "deep": "def double(x): return double(x)",
     "killed": "import os\ndef double(x): os.kill(os.getpid(), 9)",
     "memory": "def double(x): return bytearray(1 << 40)",
+    "reads its file": "import os, re\n"
+    "print('\\n' + re.findall('[0-9a-f]{32}', open('main.py').read())[-1], flush=True)\n"
+    "os._exit(0)",
 }
 
 
@@ -653,6 +666,9 @@ def test_settings_out_of_range() -> None:
             as_objective(f"pass_at_1:{spec}")
 
 
+STRANGE = ["", "e\u0301", "\u4f60\u597d", "\U0001f600", "'\"\\\n```", "\x00\u2028"]
+
+
 @pytest.mark.slow
 def test_random_programs_against_plain_exec() -> None:
     """200 of them; here they are harmless."""
@@ -663,6 +679,8 @@ def test_random_programs_against_plain_exec() -> None:
     for _ in range(200):
         a, b, x, right = rng.randint(0, 3), rng.randint(0, 3), rng.randint(0, 3), rng.randint(0, 6)
         code = f"def f(x):\n    return {a} * x // {b}"
+        if rng.random() < 0.3:
+            code = f"def f(x):\n    return len({rng.choice(STRANGE)!r} * x)"
         completions.append(f"Answer:\n```python\n{code}\n```" if rng.random() < 0.5 else code)
         tests.append(f"assert f({x}) == {right % 3}")
         try:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -34,6 +35,11 @@ def moody(completions, **kwargs):
             time.sleep(60)
         if text == "exit":
             os._exit(3)
+        if text == "orphan":
+            if os.fork():
+                os._exit(3)
+            time.sleep(30)
+            os._exit(0)
         if text == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if text == "memory":
@@ -98,6 +104,19 @@ def test_calls_that_hang_or_die_cost_their_own_example_only(rewards: Any) -> Non
     assert any("SIGKILL" in error for error in report["errors"])
     assert [row["completion"] for row in report["slowest"][:3]] == ["hang"] * 3
     assert report["seconds"]["p50"] < report["seconds"]["max"]
+
+
+def test_a_worker_that_was_killed_is_gone_before_the_next_call(rewards: Any) -> None:
+    with closing(Service(rewards("moody"), workers=1, timeout=1)) as service:
+        assert service.judge(texts(*["hang", "good"] * 4)).scores == [None, 4.0] * 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_of_a_dead_scorer_keeps_nobody_waiting(rewards: Any) -> None:
+    start = time.perf_counter()
+    with closing(Service(rewards("moody"), workers=1)) as service:
+        assert service.judge(texts("orphan", "good")).scores == [None, 4.0]
+    assert time.perf_counter() - start < 20
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -16,6 +16,7 @@ from zoobj.registry import build, call
 
 COLUMNS = ("completions", "predictions", "label_scores", "reference_logprob")
 Score = float | None
+Bounds = tuple[float | None, float | None]  # lowest and highest, None where there is no limit
 
 
 class ScoreError(Exception):
@@ -102,7 +103,7 @@ class Objective:
 
     name: str = ""
     higher_is_better: bool = True
-    bounds: tuple[float | None, float | None] = (0.0, 1.0)
+    bounds: Bounds = (0.0, 1.0)
     needs: frozenset[str] = frozenset({"completions"})
     decomposable: bool = True
     deterministic: bool = True

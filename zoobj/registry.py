@@ -11,11 +11,12 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from numbers import Real
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from types import ModuleType, NoneType
+from typing import Any, NamedTuple, get_args
 
 from zoobj.errors import UserError, did_you_mean
 
@@ -26,6 +27,7 @@ GROUPS = {
     "method": "zoobj.estimators",
 }
 
+_PLAIN = (bool, int, float, NoneType)  # kinds of arguments whose values are checked
 _FROM_FILE = "zoobj_file_"  # how the names of modules begin that were imported by path
 _FILE = re.compile(r"^(?P<where>.+\.py):(?P<attr>[A-Za-z_]\w*)(?::(?P<rest>.*))?$")
 _MODULE = re.compile(r"^(?P<where>[A-Za-z_][\w.]*):(?P<attr>[A-Za-z_]\w*)(?::(?P<rest>.*))?$")
@@ -125,7 +127,23 @@ def call(make: Callable[..., Any], what: str, /, *args: Any, **kwargs: Any) -> A
     for name in kwargs:
         if known is not None and name not in known:
             raise UserError(f"{what}: it takes no {name!r}{did_you_mean(name, sorted(known))}")
+    if misfit := _misfit(signature.parameters, kwargs):
+        raise UserError(f"{what}: {misfit}")
     return make(*args, **kwargs)
+
+
+def _misfit(parameters: Mapping[str, inspect.Parameter], told: dict[str, Any]) -> str | None:
+    """What is wrong with a value: a word where a number, or true or false, is wanted."""
+    for name, value in told.items():
+        annotation = parameters[name].annotation if name in parameters else Any
+        wanted = get_args(annotation) or (annotation,)
+        if type(value) in wanted or any(kind not in _PLAIN for kind in wanted):
+            continue
+        if bool in wanted:
+            return f"{name} {value!r} is neither true nor false"
+        if isinstance(value, bool) or not isinstance(value, Real):
+            return f"{name} {value!r} is not a number"
+    return None
 
 
 def _passed_on(make: Any) -> set[str] | None:

@@ -7,6 +7,7 @@ user's main script. It ends with the process that started it, also in the middle
 import os
 import pickle
 import threading
+from functools import partial
 from queue import SimpleQueue
 from time import perf_counter
 from typing import IO, Any
@@ -67,6 +68,9 @@ def _streams() -> tuple[IO[bytes], IO[bytes]]:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
+    if hasattr(os, "register_at_fork"):  # else a child would hold them open when this has ended
+        for stream in (requests, replies):
+            os.register_at_fork(after_in_child=partial(os.dup2, nothing, stream.fileno()))
     return requests, replies
 
 

@@ -160,8 +160,8 @@ class _Worker:
             scores, value, error, seconds = self._ask(pickle.dumps(batch))
             return Reply(scores, value, error, "raised" if error else None, seconds)
         except (EOFError, OSError, pickle.UnpicklingError):
-            seconds = perf_counter() - start
-            how = f"took more than {timeout:g} s" if late else f"ended its process {self._code()}"
+            seconds, code = perf_counter() - start, self._code()  # once it is gone for good
+            how = f"took more than {timeout:g} s" if late else f"ended its process {code}"
             error = f"objective {self._name!r} {how}; mend it, or see --reward_timeout"
             return Reply(None, float("nan"), error, "timeout" if late else "died", seconds)
         finally:
