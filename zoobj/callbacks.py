@@ -3,8 +3,8 @@
 Of a combination each figure of each part (see zoobj.parts) is logged as rewards/PART/FIGURE, of a
 task of choices those of predicted labels (zoobj.labels) as labels/FIGURE, in evaluations with eval_
 or test_ before it; of --tie_breaker (zoobj.ties) pairs, decided, examples and value as
-tie_breaker/FIGURE. Names of what is logged otherwise, as TRL has them where it has any; trackers put train/ before
-them, and eval/ and test/ instead of eval_ and test_:
+tie_breaker/FIGURE. Names of what is logged otherwise, as TRL has them where it has any; trackers
+put train/ before them, and eval/ and test/ instead of eval_ and test_:
 
     reward                  mean of the values of the step's offsets
     rewards/NAME/mean       the same, by the objective's name

@@ -97,24 +97,20 @@ class TieBreaker:
         method.eps, method.learning_rate = main.eps, main.learning_rate
         method.offsets(step)  # it draws the directions of this step
         said, asked = [math.nan] * len(values), []
-        pairs = decided = tied_examples = 0
+        pairs = decided = others = 0
         for group in main.groups(len(values)):
-            tied = [number for number in group if values[number] == values[group[0]]]
-            keep: list[int] | None = None
-            if len(tied) == 1 and len(group) == 2:  # the metric decides, or one side is unknown
-                keep = self._left_over(main, group, outcomes, values)
-                tied = [*group] if keep else []
-            if len(tied) < 2:
+            tied, keep = _ties(main, group, outcomes, values)
+            if len(tied) < 2 or not keep:
                 continue
             judged = [self._judged(run, step, n, keep, examples, outcomes[n]) for n in tied]
             found = together(self.objective, judged).values
             asked += found
-            if keep is None:
+            if values[tied[0]] == values[tied[1]]:
                 pairs += len(found) - 1
                 decided += sum(abs(value - found[0]) > 0 for value in found[1:])
             else:
-                tied_examples += len(keep)
-            share = 1.0 if keep is None else len(keep) / len(outcomes[group[0]].batch)
+                others += len(keep)
+            share = len(keep) / len(outcomes[tied[0]].batch)
             for number, value in zip(tied, found, strict=True):
                 said[number] = share * value
         own = method.move([loss(self.objective, value) for value in said])
@@ -122,40 +118,41 @@ class TieBreaker:
         return _held(own, move), {
             "pairs": pairs,
             "decided": decided,
-            "examples": tied_examples,
+            "examples": others,
             "value": fmean(known) if known else None,
             "state": method.state_dict(),
         }
-
-    def _left_over(
-        self,
-        main: Estimator,
-        pair: Sequence[int],
-        outcomes: Sequence[Outcome],
-        values: Sequence[float],
-    ) -> list[int]:
-        """The examples of a decided pair that score the same on both sides (2)."""
-        if "race" not in main.allows or not all(is_score(values[number]) for number in pair):
-            return []
-        return same_in_both(*(outcomes[number] for number in pair))
 
     def _judged(
         self,
         run: RunFolder,
         step: int,
         number: int,
-        keep: Sequence[int] | None,
+        keep: Sequence[int],
         examples: Sequence[Example],
         outcome: Outcome,
     ) -> Outcome:
-        """What this objective says of an offset, or of some examples there; asked once only."""
-        key, batch = f"{run.key(step)}/tie_breaker/{number}", outcome.batch
-        asked = [examples[i] for i in (range(len(batch)) if keep is None else keep)]
+        """What this objective says of some examples at an offset; asked once only."""
+        key, asked = f"{run.key(step)}/tie_breaker/{number}", [examples[i] for i in keep]
         found = run.pending.get(key, asked)
         if found is None:
-            found = self.service.judge(batch if keep is None else batch.select(keep))
+            found = self.service.judge(outcome.batch.select(keep))
             run.pending.put(key, found)
         return found
+
+
+def _ties(
+    main: Estimator, group: Sequence[int], outcomes: Sequence[Outcome], values: Sequence[float]
+) -> tuple[Sequence[int], list[int]]:
+    """Offsets that the metric can't tell apart, and on which examples: (1), else (2)."""
+    first = group[0]
+    tied = [number for number in group if values[number] == values[first]]
+    if len(tied) > 1:
+        return tied, list(range(len(outcomes[first].batch)))
+    known = all(is_score(values[number]) for number in group)
+    if len(group) != 2 or "race" not in main.allows or not known:
+        return [], []
+    return group, same_in_both(*(outcomes[number] for number in group))
 
 
 def _held(own: Move, move: Move) -> Move:
