@@ -129,8 +129,8 @@ class Probe:
             **labels([outcome.batch for outcome in outcomes]),
         }
         if self.ties is not None:
-            asked = (run, step, examples, method, outcomes, values, line["move"])
-            move, line["tie_breaker"] = self.ties(*asked)
+            heard = (outcomes, values, line["move"])
+            move, line["tie_breaker"] = self.ties(run, step, examples, method, *heard)
             line["move"] += move
         if self.args.race is not None:
             line["calls"] = calls
