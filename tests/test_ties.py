@@ -20,6 +20,7 @@ from zoobj.estimators.zo_sgd import ZOSGD
 from zoobj.estimators.zo_sign import ZOSign
 from zoobj.interrupts import Interrupted
 from zoobj.objective import Score, as_objective
+from zoobj.probe import Probe
 from zoobj.service import Service
 from zoobj.show import show
 from zoobj.signal import judge
@@ -233,6 +234,18 @@ def test_the_first_step_has_the_metric_s_coefficients(tmp_path: Path, tune: str)
     assert line["tie_breaker"]["examples"] > 0
     assert line["run"]["settings"]["tie_breaker"] == "loglikelihood"
     assert "tie_breaker" not in other
+
+
+def test_with_one_fewer_examples_have_to_flip(tmp_path: Path) -> None:
+    targets = {}
+    for told in ("auto", "none"):
+        args = small(tmp_path / told, eps="auto", tie_breaker=told, max_steps=1)
+        trainer = ZOTrainer(args=args)
+        trainer.train()
+        assert isinstance(trainer.probe, Probe)
+        assert trainer.probe.flips is not None
+        targets[told] = trainer.probe.flips.target
+    assert targets == {"auto": 0.2, "none": 0.4}
 
 
 class Second:

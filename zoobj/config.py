@@ -162,8 +162,12 @@ class ZOConfig(BaseModel):
     eps: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="perturbation of each weight; auto: steered by how many examples flip"
     )
-    flip_target: float = Field(
-        0.4, gt=0, lt=1, description="share of examples to flip between offsets, with eps auto"
+    flip_target: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of examples to flip between offsets, with eps auto; default: 0.4, with "
+        "a tie-breaker 0.2",
     )
     noise: Literal["rademacher", "gaussian", "sphere"] = Field(
         "rademacher", description="directions; rademacher: +/-1, the fastest"

@@ -19,7 +19,7 @@ from typing import Any
 
 from zoobj.signal import Pair
 
-TARGET = 0.4
+TARGET, WITH_TIES = 0.4, 0.2  # where a tie-breaker speaks of the rest, less has to flip
 _GAIN, _BOUND, _ALL = 0.5, 8.0, 0.95
 
 

@@ -9,7 +9,7 @@ from zoobj.data import minibatch
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
 from zoobj.files import jsonable
-from zoobj.flips import FlipControl
+from zoobj.flips import TARGET, WITH_TIES, FlipControl
 from zoobj.labels import labels
 from zoobj.log import Line
 from zoobj.noise import derive
@@ -73,8 +73,8 @@ class Probe:
     ):
         self.args, self.objective, self.method = args, objective, method
         self.track, self.scorer, self.service, self.examples = track, scorer, service, examples
-        self.flips, self.ties = self._control(), ties
-        self.growth = BatchGrowth(args.grow_batch)
+        self.ties, self.growth = ties, BatchGrowth(args.grow_batch)
+        self.flips = self._control()
         self.needs = objective.needs if ties is None else objective.needs | ties.objective.needs
         size, most = args.per_device_train_batch_size, max(method.batches) * args.grow_batch
         if size * most > len(examples):
@@ -169,7 +169,8 @@ class Probe:
         """What steers eps, if it is left open and outputs can flip: log-probabilities always do."""
         if self.args.eps != "auto" or not {"completions", "predictions"} & {*self.objective.needs}:
             return None
-        return FlipControl(self.method.eps, self.args.flip_target)
+        usual = TARGET if self.ties is None else WITH_TIES
+        return FlipControl(self.method.eps, self.args.flip_target or usual)
 
     def _round(
         self, run: RunFolder, step: int, offsets: Sequence[Offset], examples: Sequence[Example]
