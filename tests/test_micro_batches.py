@@ -67,7 +67,7 @@ def test_of_discrete_scores_the_step_is_the_same_bits(
     task: str, objective: str, tune: str, tmp_path: Path
 ) -> None:
     """Logits differ by rounding; but for two tokens or labels that tie within it, no score does."""
-    told = {"task": task, "objective": objective, "tune": tune}
+    told = {"task": task, "objective": objective, "tune": tune, "tie_breaker": "none"}
     more = {"directions": 3, "per_device_train_batch_size": 16}  # enough for some to differ
     (line, tuned), *others = in_all_sizes(tmp_path, **told, **more)
     assert line["move"]
@@ -86,6 +86,7 @@ def test_of_discrete_scores_the_step_is_the_same_bits(
         {"tune": "full", "task": "question_mini"},
         {"tune": "steer"},
         {"tune": "steer", "task": "question_mini"},
+        {"tune": "steer", "task": "question_mini", "objective": "accuracy"},  # with margins
         {"method": "forward-grad"},
         {"method": "fo-sgd", "directions": 1},
         {"method": "lomo", "directions": 1},
@@ -93,7 +94,7 @@ def test_of_discrete_scores_the_step_is_the_same_bits(
     ids=lambda more: "-".join(map(str, more.values())),
 )
 def test_of_likelihoods_it_is_the_same_to_rounding(more: dict[str, Any], tmp_path: Path) -> None:
-    (line, tuned), *others = in_all_sizes(tmp_path, objective="loglikelihood", **more)
+    (line, tuned), *others = in_all_sizes(tmp_path, **{"objective": "loglikelihood", **more})
     for other, weights in others:
         assert other["values"] == pytest.approx(line["values"], rel=1e-5)
         assert [seed for seed, _ in other["move"]] == [seed for seed, _ in line["move"]]
