@@ -7,9 +7,9 @@
 
 Same model, data, minibatches and objective; a scored example is one at one point, so that a pair on
 64 examples costs 128. Both keep the weights that were best on validation; the test split, looked at
-16 times on the way for the curves, chooses nothing but MeZO's settings, which favours it: all of
---grid_eps x --grid_rates run on --grid_seeds, and the three best by their final test score run on
-all --seeds; the best of these is "MeZO, tuned". zoobj (--arms) gets no tuning:
+--marks times on the way for the curves, chooses nothing but MeZO's settings, which favours it: all
+of --grid_eps x --grid_rates run on --grid_seeds, and the --shortlist best by their final test score
+run on all --seeds; the best of these is "MeZO, tuned". zoobj (--arms) gets no tuning:
 
 zoobj        the defaults
 zoobj-metric the metric alone, without a tie-breaker, the rest by default
@@ -39,7 +39,6 @@ from zoobj.data import load_splits, minibatch
 from zoobj.objective import as_objective
 from zoobj.signal import judge, loss
 
-MARKS = 16
 ARMS: dict[str, dict[str, Any]] = {
     "zoobj": {},
     "zoobj-metric": {"tie_breaker": "none"},
@@ -56,7 +55,7 @@ def settings(o: argparse.Namespace, **more: Any) -> ZOConfig:
 
 
 class Curve:
-    """Held-out values every 16th of the budget, and the one that validation chooses."""
+    """Held-out values on the way, and the one that validation chooses."""
 
     def __init__(self, o: argparse.Namespace, score: Callable[[str], float], sign: int):
         self.o, self.score, self.sign = o, score, sign
@@ -64,7 +63,7 @@ class Curve:
         self.best = (float("inf"), float("nan"))  # validation's loss, test's value
 
     def look(self, evals: int) -> None:
-        if evals >= len(self.points) * self.o.max_evals / MARKS:
+        if evals >= len(self.points) * self.o.max_evals / self.o.marks:
             test = self.score("test")
             self.points.append((evals, test))
             self.best = min(self.best, (self.sign * self.score("validation"), test))
@@ -267,6 +266,7 @@ def parsed() -> argparse.Namespace:
     add("--grid_rates", default="1e-4,3e-4,1e-3,3e-3")
     add("--grid_seeds", default="1")
     add("--shortlist", type=int, default=3)
+    add("--marks", type=int, default=16, help="looks at validation and test on the way")
     add("--jobs", type=int, default=1, help="runs at once")
     add("--output_dir", default="sample_efficiency")
     add("--only", help=argparse.SUPPRESS)
