@@ -29,9 +29,9 @@ from zoobj import ZOConfig, ZOTrainer
 from zoobj.assemble import make_model, make_scorer, make_task
 from zoobj.environment import peak_memory
 from zoobj.objective import as_objective
+from zoobj.outcome import judge
 from zoobj.scoring import as_batch
 from zoobj.scoring.generation import cut
-from zoobj.signal import judge
 
 COMPLETIONS, STEP = 8, 32  # of a prompt, and of a step of GRPO
 

@@ -37,7 +37,8 @@ from zoobj import ZOConfig, ZOTrainer
 from zoobj.assemble import make_model, make_scorer, make_task
 from zoobj.data import load_splits, minibatch
 from zoobj.objective import as_objective
-from zoobj.signal import judge, loss
+from zoobj.outcome import judge
+from zoobj.signal import loss
 
 ARMS: dict[str, dict[str, Any]] = {
     "zoobj": {},

@@ -19,8 +19,8 @@ from zoobj.interrupts import Interrupted
 from zoobj.log import Log
 from zoobj.models import load_model
 from zoobj.objectives import TokenF1
+from zoobj.outcome import judge
 from zoobj.scoring.choices import loglikelihood
-from zoobj.signal import judge
 
 peft = pytest.importorskip("peft")
 

@@ -23,8 +23,8 @@ from zoobj.objective import Batch, Objective, ScoreError, as_objective
 from zoobj.objectives import Evaluate, Reward, RewardModel, Sklearn
 from zoobj.objectives.squad_text import normalize
 from zoobj.objectives.token_f1 import token_f1
+from zoobj.outcome import judge
 from zoobj.registry import build
-from zoobj.signal import judge
 
 torchmetrics = pytest.importorskip("torchmetrics")
 

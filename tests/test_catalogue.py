@@ -32,8 +32,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from zoobj import objectives
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, ScoreError, as_objective, is_score
+from zoobj.outcome import judge
 from zoobj.registry import import_file
-from zoobj.signal import judge
 
 ROOT = Path(__file__).parents[1]
 many = settings(max_examples=200)

@@ -22,8 +22,9 @@ from zoobj.evaluation import evaluate, validate
 from zoobj.journal import Journal
 from zoobj.objective import Batch, Objective, Score, as_objective
 from zoobj.objectives import F1, Accuracy, ExactMatch, Sum, TokenF1
+from zoobj.outcome import judge
 from zoobj.parts import rewards
-from zoobj.signal import compare, judge, paired_bootstrap
+from zoobj.signal import compare, paired_bootstrap
 from zoobj.task import Example
 
 

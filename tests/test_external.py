@@ -33,7 +33,7 @@ from zoobj.objective import Batch, Score, as_objective
 from zoobj.objectives import Command, Http, http_endpoint
 from zoobj.objectives.external import as_json
 from zoobj.objectives.program import Program
-from zoobj.signal import judge
+from zoobj.outcome import judge
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ from zoobj.files import StorageError, append_text, remove_folder, replace_folder
 from zoobj.journal import Journal
 from zoobj.log import ORIGIN, Log, opened, sealed
 from zoobj.objective import Batch
-from zoobj.signal import Outcome
+from zoobj.outcome import Outcome
 from zoobj.task import Example
 
 VALUES = st.recursive(

@@ -20,8 +20,8 @@ from zoobj.errors import UserError
 from zoobj.evaluation import validate
 from zoobj.objective import Batch, Objective, Score, ScoreError, as_objective
 from zoobj.objectives import F1, Accuracy, ExactMatch, LogLikelihood, Reward, TokenF1
+from zoobj.outcome import judge
 from zoobj.scoring import Scorer
-from zoobj.signal import judge
 from zoobj.task import Example, Task
 
 

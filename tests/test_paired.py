@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from zoobj.accounting import counted, signal
 from zoobj.objective import Batch, Objective
 from zoobj.objectives import F1, Accuracy
+from zoobj.outcome import Outcome, judge
 from zoobj.paired import kinds_of, mean_error, set_error
-from zoobj.signal import Outcome, Pair, compare, judge
+from zoobj.signal import Pair, compare
 
 labels = st.integers(0, 2)
 

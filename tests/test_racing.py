@@ -17,8 +17,9 @@ from zoobj.assemble import make_method
 from zoobj.interrupts import Interrupted
 from zoobj.objective import Score
 from zoobj.objectives import F1, Accuracy
+from zoobj.outcome import judge
 from zoobj.racing import BatchGrowth, decided, followed, looks
-from zoobj.signal import Pair, compare, judge
+from zoobj.signal import Pair, compare
 from zoobj.stopping import budget
 
 # The rule -------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def plugins(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     write("zt_plugins.py", PLUGINS)
     write("zt_catalogue.py", f"CATALOGUE = {CATALOGUE!r}")
     monkeypatch.setattr(registry, "GROUPS", {"objective": "zt_catalogue"})
-    monkeypatch.setattr(registry, "entry_points", lambda group: ())
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
 
     def offer(name: str, value: str) -> None:
         points = {"zt_catalogue": [EntryPoint(name, value, "zt_catalogue")]}
-        monkeypatch.setattr(registry, "entry_points", lambda group: points[group])
+        monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points[group])
 
     return offer
 

@@ -23,7 +23,7 @@ from zoobj.errors import UserError
 from zoobj.objective import Batch, ScoreError, as_objective
 from zoobj.objectives import PassAt1, lock, pass_at_1, sandbox
 from zoobj.objectives.sandbox import MIB, Completed, Limits, SandboxError, check, run
-from zoobj.signal import judge
+from zoobj.outcome import judge
 
 try:
     check(False)

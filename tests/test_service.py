@@ -14,8 +14,8 @@ import pytest
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, as_objective
+from zoobj.outcome import judge
 from zoobj.service import Service
-from zoobj.signal import judge
 
 REWARDS = """
 import asyncio, os, signal, time

@@ -14,16 +14,8 @@ from sklearn.metrics import f1_score
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score, ScoreError
 from zoobj.objectives import F1
-from zoobj.signal import (
-    OnError,
-    Outcome,
-    RunningScale,
-    compare,
-    judge,
-    loss,
-    paired_bootstrap,
-    verdict,
-)
+from zoobj.outcome import OnError, Outcome, judge
+from zoobj.signal import RunningScale, compare, loss, paired_bootstrap, verdict
 
 
 class Given(Objective):

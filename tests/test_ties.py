@@ -20,10 +20,10 @@ from zoobj.estimators.zo_sgd import ZOSGD
 from zoobj.estimators.zo_sign import ZOSign
 from zoobj.interrupts import Interrupted
 from zoobj.objective import Score, as_objective
+from zoobj.outcome import judge
 from zoobj.probe import Probe
 from zoobj.service import Service
 from zoobj.show import show
-from zoobj.signal import judge
 from zoobj.ties import SHARE, TieBreaker, _held, second_objective
 
 pytestmark = pytest.mark.usefixtures("no_statistics")

@@ -16,8 +16,8 @@ from zoobj.errors import UserError
 from zoobj.evaluation import evaluate
 from zoobj.interrupts import Interrupted
 from zoobj.models import load_model
+from zoobj.outcome import Outcome
 from zoobj.overlay import Overlay, overlay_of
-from zoobj.signal import Outcome
 from zoobj.stopping import ENDLESS
 
 KINDS = ("steer", "scale", "lora", "prompt")

@@ -9,7 +9,8 @@ import pytest
 from zoobj import Batch, Objective, ZOConfig, ZOTrainer
 from zoobj.objective import Score
 from zoobj.objectives import TokenF1
-from zoobj.signal import Outcome, together
+from zoobj.outcome import Outcome
+from zoobj.signal import together
 
 pytestmark = pytest.mark.usefixtures("no_statistics")
 

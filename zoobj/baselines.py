@@ -12,8 +12,8 @@ from zoobj.errors import UserError
 from zoobj.evaluation import evaluate
 from zoobj.models import context_length
 from zoobj.objective import as_objective
+from zoobj.outcome import judge
 from zoobj.scoring import as_batch
-from zoobj.signal import judge
 from zoobj.task import Example
 
 _PROBED = 1000  # training examples of a linear probe, at most

@@ -7,8 +7,8 @@ from zoobj.assemble import make_task
 from zoobj.config import ZOConfig
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, as_objective
+from zoobj.outcome import judge
 from zoobj.scoring import as_batch
-from zoobj.signal import judge
 from zoobj.task import Example
 from zoobj.testing import ObjectiveContract
 

@@ -16,10 +16,10 @@ from zoobj.errors import UserError
 from zoobj.files import write_json
 from zoobj.models import warn_of_emulation
 from zoobj.objective import Batch, Objective, as_objective, is_score
+from zoobj.outcome import Outcome, judge
 from zoobj.parts import rewards
 from zoobj.registry import find
 from zoobj.scoring import as_batch, check_needs
-from zoobj.signal import Outcome, judge
 from zoobj.task import SPLITS, Example, Task
 from zoobj.ties import second_objective
 

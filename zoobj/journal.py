@@ -9,8 +9,8 @@ from typing import Any
 from zoobj.files import append_text, jsonable
 from zoobj.log import ORIGIN, opened, sealed
 from zoobj.objective import COLUMNS, Batch
+from zoobj.outcome import Outcome
 from zoobj.scoring import as_batch
-from zoobj.signal import Outcome
 from zoobj.task import Example
 
 

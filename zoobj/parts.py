@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoobj.objective import Objective, is_score
-from zoobj.signal import Outcome
+from zoobj.outcome import Outcome
 
 
 def rewards(objective: Objective, outcomes: Sequence[Outcome]) -> dict[str, Any]:

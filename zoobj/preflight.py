@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from zoobj.errors import UserError
+from zoobj.outcome import OnError, floor
 from zoobj.scoring import Scorer
 from zoobj.service import Service
-from zoobj.signal import OnError, floor
 from zoobj.task import Example
 
 _EXAMPLES = 4  # scored before anything is paid for

@@ -14,12 +14,13 @@ from zoobj.labels import labels
 from zoobj.log import Line
 from zoobj.noise import derive
 from zoobj.objective import Objective
+from zoobj.outcome import Outcome
 from zoobj.parts import rewards
 from zoobj.racing import BatchGrowth, decided, followed, looks
 from zoobj.run import RunFolder
 from zoobj.scoring import Scorer
 from zoobj.service import Service
-from zoobj.signal import Group, Outcome, Pair, compare, loss, together
+from zoobj.signal import Group, Pair, compare, loss, together
 from zoobj.task import Example
 from zoobj.ties import TieBreaker
 from zoobj.track import Track

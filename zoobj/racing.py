@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from zoobj.objective import Batch, Objective
-from zoobj.signal import Outcome, Pair, judge
+from zoobj.outcome import Outcome, judge
+from zoobj.signal import Pair
 
 _LOOKS, _LEAST = 4, 4
 

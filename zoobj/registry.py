@@ -12,7 +12,6 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from numbers import Real
 from pathlib import Path
 from types import ModuleType, NoneType
@@ -48,6 +47,8 @@ def catalogue(kind: str) -> dict[str, str]:
     Raises:
         UserError: two packages register the same name.
     """
+    from importlib.metadata import entry_points  # takes a while, and workers don't need it
+
     group = GROUPS[kind]
     names: dict[str, str] = dict(importlib.import_module(group).CATALOGUE)
     for point in entry_points(group=group):

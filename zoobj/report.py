@@ -9,8 +9,8 @@ from typing import Any
 from zoobj.config import ZOConfig
 from zoobj.files import replace_text
 from zoobj.labels import described
+from zoobj.outcome import Outcome
 from zoobj.result import Result
-from zoobj.signal import Outcome
 
 SHOWN = 10  # examples in the table
 

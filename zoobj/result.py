@@ -8,8 +8,9 @@ from zoobj.accounting import signal
 from zoobj.config import ZOConfig
 from zoobj.labels import labels
 from zoobj.objective import Objective
+from zoobj.outcome import Outcome
 from zoobj.run import RunFolder
-from zoobj.signal import Outcome, Verdict, compare, loss, paired_bootstrap, verdict
+from zoobj.signal import Verdict, compare, loss, paired_bootstrap, verdict
 
 
 @dataclass(frozen=True)

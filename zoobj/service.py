@@ -1,6 +1,6 @@
 """Between the engine and whoever scores: workers, timeouts, the cache, what failed and how long.
 
-With the default settings it is ``signal.judge`` in this process. With workers each example of a
+With the default settings it is ``outcome.judge`` in this process. With workers each example of a
 decomposable objective is a call of its own, and a batch is scored while the model generates the
 next one; results come in the order of the batches, so the log does not depend on any of this.
 """
@@ -15,9 +15,9 @@ from typing import Any
 
 from zoobj.errors import UserError
 from zoobj.objective import Batch, Objective, Score, is_score
+from zoobj.outcome import OnError, Outcome, combined, measured, settled
 from zoobj.score_cache import ScoreCache, example_key
 from zoobj.score_times import Figures
-from zoobj.signal import OnError, Outcome, combined, measured, settled
 from zoobj.workers import Failure, Reply, Workers, persistent
 
 
@@ -52,7 +52,7 @@ class Service:
 
     Args:
         objective: what to score by.
-        on_error: see ``signal.judge``.
+        on_error: see ``outcome.judge``.
         workers: processes that score; 0: this process, unless a timeout or limit asks for one.
         timeout: seconds for one call.
         retries: how often a call that raised, took too long or died is made again.
@@ -93,7 +93,7 @@ class Service:
             on_error: another policy than the service's; then ``max_failed`` does not count.
 
         Raises:
-            UserError: see ``signal.judge``; too many failed; the workers don't start.
+            UserError: see ``outcome.judge``; too many failed; the workers don't start.
         """
         return next(self._each([batch], on_error))
 

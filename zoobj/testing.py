@@ -31,7 +31,7 @@ import torch
 from zoobj.estimators import Estimator, FirstOrder
 from zoobj.evaluation import gold_batch
 from zoobj.objective import Batch, Objective, as_objective, is_score
-from zoobj.signal import judge
+from zoobj.outcome import judge
 from zoobj.task import SPLITS, Example, Task
 from zoobj.walk import Move, Offset, Walk
 from zoobj.worker import pack, unpack

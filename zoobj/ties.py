@@ -27,9 +27,10 @@ from typing import Any
 from zoobj.errors import UserError
 from zoobj.estimators.base import Estimator
 from zoobj.objective import Objective, as_objective, is_score
+from zoobj.outcome import Outcome
 from zoobj.run import RunFolder
 from zoobj.service import Service
-from zoobj.signal import Outcome, loss, same_in_both, together
+from zoobj.signal import loss, same_in_both, together
 from zoobj.task import Example
 from zoobj.walk import Move
 

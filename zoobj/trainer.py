@@ -32,6 +32,7 @@ from zoobj.labels import labels, warn_of_collapse
 from zoobj.lineage import inherited, inherited_overlay, parent_of, pointed_at, taken_up
 from zoobj.models import warn_of_emulation
 from zoobj.objective import as_objective
+from zoobj.outcome import Outcome
 from zoobj.overlay import Overlay
 from zoobj.parameters import check_decay
 from zoobj.parts import rewards
@@ -41,7 +42,6 @@ from zoobj.report import write_report
 from zoobj.result import Result, best_step, summarise
 from zoobj.run import REPORT, RunFolder, check_output_dir, has_steps, resumes
 from zoobj.schedule import LearningRate
-from zoobj.signal import Outcome
 from zoobj.stopping import ENDLESS, budget, stop_reason
 from zoobj.task import Example, Task
 from zoobj.ties import second_objective

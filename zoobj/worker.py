@@ -13,8 +13,8 @@ from time import perf_counter
 from typing import IO, Any
 
 from zoobj.objective import Batch, Objective
+from zoobj.outcome import measured
 from zoobj.registry import import_file
-from zoobj.signal import measured
 
 
 def pack(objective: Objective) -> bytes:
