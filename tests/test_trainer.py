@@ -15,6 +15,7 @@ from zoobj.interrupts import Interrupted
 from zoobj.models import load_model
 from zoobj.objectives import TokenF1
 from zoobj.result import Result
+from zoobj.task import SPLITS
 
 KEYS = (
     "objective split n before after difference ci95 verdict method steps evals seconds "
@@ -87,6 +88,16 @@ def test_eval_of_the_saved_model_repeats_the_result(done: tuple[Path, Result]) -
     settings = ZOConfig(model_name_or_path=str(folder), max_new_tokens=8)
     again = evaluate(settings, split="test", limit=24)
     assert again["value"] == pytest.approx(result.after, abs=1e-6)
+
+
+def test_evaluate_scores_as_many_as_the_settings_say(tmp_path: Path) -> None:
+    trainer = ZOTrainer(objective=TokenF1(), args=small(tmp_path / "run", max_train_samples=9))
+    assert {split: len(trainer.evaluate(split).batch) for split in SPLITS} == {
+        "train": 9,
+        "validation": 16,
+        "test": 24,
+    }
+    assert len(trainer.evaluate("test", 5).batch) == 5
 
 
 def test_the_log_alone_gives_the_saved_weights(done: tuple[Path, Result]) -> None:

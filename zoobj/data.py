@@ -40,13 +40,14 @@ def load_splits(args: ZOConfig, task: Task, scorer: Scorer) -> Splits:
     return splits
 
 
+def limit_of(args: ZOConfig, split: str) -> int | None:
+    """How many examples of a split the settings allow, None for all."""
+    limits = (args.max_train_samples, args.max_eval_samples, args.max_test_samples)
+    return dict(zip(SPLITS, limits, strict=True)).get(split)
+
+
 def _load(args: ZOConfig, task: Task, scorer: Scorer, split: str) -> list[Example]:
-    limits = {
-        "train": args.max_train_samples,
-        "validation": args.max_eval_samples,
-        "test": args.max_test_samples,
-    }
-    examples = task.examples(split, limits[split])
+    examples = task.examples(split, limit_of(args, split))
     if task.held_out(split):
         logger.info("%s: %d examples cut from train", split, len(examples))
     if truncated := scorer.truncated(examples):

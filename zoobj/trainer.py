@@ -21,7 +21,7 @@ from zoobj.assemble import (
 from zoobj.callbacks import Callbacks, step_logs
 from zoobj.card import model_card
 from zoobj.config import ZOConfig
-from zoobj.data import load_splits
+from zoobj.data import limit_of, load_splits
 from zoobj.environment import checksum, out_of_memory, peak_memory, release_memory
 from zoobj.errors import UserError
 from zoobj.files import StorageError, jsonable
@@ -366,8 +366,13 @@ class ZOTrainer:
     # Scoring ----------------------------------------------------------------------------------
 
     def evaluate(self, split: str = "validation", limit: int | None = None) -> Outcome:
-        """Score a split with the model as it is."""
-        return self._score(self.task.examples(split, limit))
+        """Score a split with the model as it is.
+
+        Args:
+            split: "train", "validation" or "test".
+            limit: most examples; by default what ``max_eval_samples`` and the like say.
+        """
+        return self._score(self.task.examples(split, limit or limit_of(self.args, split)))
 
     def _score(self, examples: Sequence[Example], seed: int = 0) -> Outcome:
         batch = self.scorer(examples, self.objective.needs, seed)
