@@ -1,6 +1,6 @@
 # Needs python3, make and a package registry; everything else is set up in .venv by the first call.
 #
-#   make run   [ARGS="--max_evals 2000"]    tune the embedded model on the embedded task
+#   make run   [ARGS="--max_evals 3200"]    tune the embedded model on the embedded task
 #   make test  [ARGS="-k walk"]             the fast tests (slow ones too: ARGS="-m ''")
 #   make lint                               ruff, and mypy on the built wheel
 #   make clean                              remove .venv, builds and caches
@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(STAMP)
-	$(BIN)/zoobj train --output_dir runs/demo --overwrite_output_dir $(ARGS)
+	$(BIN)/zoobj train --max_evals 12800 --output_dir runs/demo --overwrite_output_dir $(ARGS)
 
 # One thread a worker: the tests' tensors are small, and the workers would fight over the cores.
 test: $(STAMP)
