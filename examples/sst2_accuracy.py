@@ -7,11 +7,9 @@ fetched from the hub. The model answers "Review: ... The movie was" with "terrib
 whichever is likelier.
 
 Expected, SmolLM2-135M-Instruct from a GGUF file (see squad_f1.py), the SST-2 sentences of 6,920
-train, 872 validation and 1,821 test examples, 100 steps of 2 x 64, one seed (0), one core of an AMD
-EPYC, bfloat16, 19 minutes: test accuracy 0.584 -> 0.696, difference +0.111 [+0.091, +0.133]:
-improved; 13 % of the pairs tied, 10 % of the time in the walk. Validation (400): 0.628 at the
-start, 0.665, 0.690, 0.705, 0.705 after 25, 50, 75, 100 steps. (Measured with narrower noise streams
-and eager passes: a seed now gives another run of the same kind, with less time in the walk.)
+train, 872 validation and 1,821 test examples (--max_test_samples 600), seed 1, float32, one core of
+a busy Intel Xeon, 6.5 minutes: test accuracy 0.592 -> 0.747, difference +0.155 [+0.123, +0.188]:
+improved. (All weights, 12,800 scored examples, seed 0, 19 minutes: 0.584 -> 0.696.)
 """
 
 import argparse
@@ -36,7 +34,9 @@ def main() -> None:
     parser.add_argument("--validation_file")
     parser.add_argument("--test_file")
     parser.add_argument("--output_dir", default="runs/sst2_accuracy")
-    parser.add_argument("--max_evals", type=int, default=12_800)
+    parser.add_argument("--max_evals", type=int, default=3_200)
+    parser.add_argument("--max_test_samples", type=int)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="tiny-qa on a few sentences")
     options = parser.parse_args()
     if options.smoke:
@@ -58,17 +58,14 @@ def main() -> None:
     args = ZOConfig(
         model_name_or_path=options.model_name_or_path,
         gguf_file=options.gguf_file,
-        dtype="bfloat16",
         train_file=options.train_file,
         validation_file=options.validation_file,
         test_file=options.test_file,
         output_dir=options.output_dir,
         max_evals=options.max_evals,
-        per_device_train_batch_size=64,
-        eps=2e-3,
-        learning_rate=3e-4,
-        max_eval_samples=400,
-        eval_steps=25,
+        max_eval_samples=256,
+        max_test_samples=options.max_test_samples,
+        seed=options.seed,
     )
     print(ZOTrainer(task="sst2", objective=Accuracy(), args=args).train())
 
