@@ -23,7 +23,8 @@ class Reward(Objective):
       evaluate and scikit-learn style): one number for the whole set; of a dict the first value.
       Predictions are label ids in a task of choices, completions in one of generation.
 
-    In a task of choices, completions are the texts of the predicted choices.
+    In a task of choices, completions are the texts of the predicted choices. ``completion_ids``, if
+    a function names it, are their tokens, without special ones.
 
     TRL gives prompts and completions as texts or, of conversational data, as lists of messages. A
     function can't be asked which it is made for, so it is told: with ``conversational`` a prompt
@@ -122,6 +123,7 @@ class Reward(Objective):
             given["prompts"] = _messages("user", batch.prompts)
             if batch.completions is not None:
                 given["completions"] = _messages("assistant", batch.completions)
+        given["completion_ids"] = batch.completion_ids
         given["label_scores"] = batch.label_scores
         given["reference_logprob"] = batch.reference_logprob
         generated = batch.predictions is None
@@ -144,7 +146,7 @@ class Reward(Objective):
 
 def _needs(takes: set[str]) -> frozenset[str]:
     """Scored columns a function asks for by name; completions unless it asks for others only."""
-    asked = takes & {"completions", "label_scores", "reference_logprob"}
+    asked = takes & {"completions", "completion_ids", "label_scores", "reference_logprob"}
     return frozenset(asked or {"completions"})
 
 

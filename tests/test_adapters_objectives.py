@@ -6,6 +6,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -700,6 +701,20 @@ def test_the_same_function_in_both_calling_conventions(
     assert made.score(batch) == direct
     if prompts == PROMPTS:
         assert len({score for score in direct if score is not None}) > 1
+
+
+def test_a_reward_on_token_ids() -> None:
+    def tokens(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        assert len(kwargs["completions"]) == len(completion_ids)
+        return [float(len(ids)) for ids in completion_ids]
+
+    ids = [[5, 6], [], [7]]
+    made = Reward(tokens)
+    assert made.needs == {"completion_ids"}
+    batch = said(["?", "?", "?"], ["two words", "", "one"])
+    assert made.score(replace(batch, completion_ids=ids)) == tokens(ids, completions=ids)
+    with pytest.raises(ScoreError, match="'completion_ids', which is not there"):
+        made.score(batch)
 
 
 def test_a_reward_of_trl_s_own() -> None:

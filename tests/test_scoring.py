@@ -319,6 +319,18 @@ def test_reference_logprob_of_generation_is_of_the_first_answer(
     assert batch.completions is None
 
 
+@pytest.mark.parametrize("task", [Continue(), Choose()], ids=["continue", "choose"])
+def test_completion_ids_are_the_tokens_of_the_texts(
+    scorer: Make, tokenizer: Any, task: Task
+) -> None:
+    batch = scorer(task)(examples(task), {"completion_ids"})
+    assert batch.completions is not None
+    assert batch.completion_ids is not None
+    assert tokenizer.batch_decode(batch.completion_ids) == batch.completions
+    assert not {*tokenizer.all_special_ids} & {i for ids in batch.completion_ids for i in ids}
+    assert any(batch.completion_ids)
+
+
 def test_text_and_likelihood_together(scorer: Make) -> None:
     made = scorer(Continue())
     both = made(examples(made.task), {"completions", "reference_logprob"})
@@ -450,6 +462,8 @@ def test_other_errors_are_not_taken_for_lack_of_memory(scorer: Make) -> None:
 def test_nothing_to_score(scorer: Make) -> None:
     for task, need in ((Continue(), "completions"), (Choose(), "label_scores")):
         assert scorer(task)([], {need}) == Batch([], [], **{need: [], **extra(task)})
+    ids = {"completions": [], "completion_ids": []}
+    assert scorer(Continue())([], {"completion_ids"}) == Batch([], [], **ids)
 
 
 def extra(task: Task) -> dict[str, list[Any]]:

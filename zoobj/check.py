@@ -63,8 +63,12 @@ def _texts(examples: list[Example]) -> Batch:
         str(e.reference[0] if isinstance(e.reference, list) else e.reference) for e in examples
     ]
     said = [right[0], f"It is {right[1]}, I think.", right[0], ""]
-    n = len(said)
-    return as_batch(examples, completions=said, reference_logprob=[-0.5 * i for i in range(n)])
+    return as_batch(
+        examples,
+        completions=said,
+        completion_ids=[list(range(len(text.split()))) for text in said],
+        reference_logprob=[-0.5 * i for i in range(len(said))],
+    )
 
 
 def _choices() -> Batch:
@@ -75,6 +79,7 @@ def _choices() -> Batch:
         references=[1, 0, 0, 1],
         predictions=chosen,
         completions=["yes" if choice else "no" for choice in chosen],
+        completion_ids=[[choice] for choice in chosen],
         label_scores=[[-2.0, -0.25], [-1.5, -0.5], [-0.125, -3.0], [-0.75, -1.0]],
         reference_logprob=[-0.25, -1.5, -0.125, -1.0],
     )

@@ -112,7 +112,7 @@ def validate(args: ZOConfig) -> Iterator[str]:
 def _check_gold(task: Task, objective: Objective, examples: list[Example]) -> str:
     """Full marks for gold, where it is known what that means."""
     check_needs(task, objective.needs)
-    if {"label_scores", "reference_logprob"} & set(objective.needs):
+    if {"completion_ids", "label_scores", "reference_logprob"} & set(objective.needs):
         return f"{objective.name}: needs a model; not checked without one"
     batch = gold_batch(task, examples)
     outcome = judge(objective, batch)

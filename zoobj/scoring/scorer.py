@@ -113,13 +113,17 @@ class Scorer:
         filled: dict[str, Any] = {}
         choices = self.task.output == "choices"
         check_needs(self.task, needs)
-        if choices and {"label_scores", "predictions", "completions"} & set(needs):
+        texts = {"completions", "completion_ids"} & set(needs)
+        if choices and (texts or {"label_scores", "predictions"} & set(needs)):
             filled["label_scores"] = self._label_scores(examples, members)
             filled["predictions"] = [_argmax(scores) for scores in filled["label_scores"]]
             chosen = zip(examples, filled["predictions"], strict=True)
             filled["completions"] = [(e.choices or [])[label] for e, label in chosen]
-        elif "completions" in needs:
+        elif texts:
             filled["completions"] = self._completions(examples, seed, members)
+        if "completion_ids" in needs:
+            encode = partial(self.tokenizer, add_special_tokens=False)  # of a list: not of no texts
+            filled["completion_ids"] = [encode(text)["input_ids"] for text in filled["completions"]]
         if "reference_logprob" in needs:
             filled["reference_logprob"] = self._reference_logprob(examples, filled, members)
         return as_batch(examples, **filled)
