@@ -10,10 +10,13 @@ that one hears of a pair is the second objective
 and the step is both moves together, the second held to less than the first wherever the metric
 decides: with a_s the metric's coefficient of direction s, and b_s the tie-breaker's,
 
-    a_s + b_s, |b_s| <= 0.9 |a_s|         unless a_s = 0                               (3)
+    b_s                                   where a_s = 0
+    a_s                                   where b_s = 0
+    1.5 (a_s + b_s), |b_s| <= 0.9 |a_s|   where both speak                             (3)
 
-so that no pair that the metric decides is ever reversed. A weighted sum of objectives is another
-thing: there one can outvote the other.
+so that no pair that the metric decides is ever reversed. Two say more than one, so a step by both
+may be longer (docs/signal.md has the experiments). A weighted sum of objectives is another thing:
+there one can outvote the other.
 
 (2) is for methods that compare losses within a pair only, since each pair is heard over other
 examples; the rest hear (1).
@@ -34,7 +37,7 @@ from zoobj.signal import loss, same_in_both, together
 from zoobj.task import Example
 from zoobj.walk import Move
 
-SHARE = 0.9  # (3)
+SHARE, BOTH = 0.9, 1.5  # (3)
 
 
 def second_objective(told: Any, objective: Objective, allowed: bool) -> Objective | None:
@@ -116,7 +119,7 @@ class TieBreaker:
                 said[number] = share * value
         own = method.move([loss(self.objective, value) for value in said])
         known = list(filter(is_score, asked))
-        return _held(own, move), {
+        return _beside(move, own), {
             "pairs": pairs,
             "decided": decided,
             "examples": others,
@@ -156,13 +159,19 @@ def _ties(
     return group, same_in_both(*(outcomes[number] for number in group))
 
 
-def _held(own: Move, move: Move) -> Move:
-    """The tie-breaker's move where the metric's leaves room for it (3)."""
-    limits: dict[int, float] = {}
+def _beside(move: Move, own: Move) -> Move:
+    """What makes of the metric's move the step (3), given the tie-breaker's own."""
+    said, more = _summed(move), _summed(own)
+    for seed, amount in more.items():
+        if amount and (first := said.get(seed, 0.0)):
+            limit = SHARE * abs(first)
+            more[seed] = BOTH * (first + min(max(amount, -limit), limit)) - first
+    return list(more.items())
+
+
+def _summed(move: Move) -> dict[int, float]:
+    """The coefficient of each seed."""
+    total: dict[int, float] = {}
     for seed, amount in move:
-        limits[seed] = limits.get(seed, 0.0) + amount
-    held = []
-    for seed, amount in own:
-        limit = SHARE * abs(limits.get(seed, 0.0)) or math.inf
-        held.append((seed, min(max(amount, -limit), limit)))
-    return held
+        total[seed] = total.get(seed, 0.0) + amount
+    return total
