@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeGuard
 from zoobj.errors import UserError
 from zoobj.registry import build, call
 
-COLUMNS = ("completions", "completion_ids", "predictions", "label_scores", "reference_logprob")
+COLUMNS = ("completions", "predictions", "label_scores", "reference_logprob", "completion_ids")
 Score = float | None
 Bounds = tuple[float | None, float | None]  # lowest and highest, None where there is no limit
 
@@ -34,20 +34,21 @@ class Batch:
             for a task of generation.
         completions: generated texts, cut at the stop string and stripped; for a task of choices
             the texts of the predicted ones.
-        completion_ids: the tokens of those texts, of the model's tokenizer, without special ones.
         predictions: ids of the most likely choices.
         label_scores: [B][C] log-probabilities of the choices, in nats.
         reference_logprob: log-probability of the gold answer, in nats.
+        completion_ids: the tokens of the completions, of the model's tokenizer, without special
+            ones.
     """
 
     prompts: list[str]
     references: list[Any]
     rows: dict[str, list[Any]] = field(default_factory=dict)
     completions: list[str] | None = None
-    completion_ids: list[list[int]] | None = None
     predictions: list[int] | None = None
     label_scores: list[list[float]] | None = None
     reference_logprob: list[float] | None = None
+    completion_ids: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)

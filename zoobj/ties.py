@@ -12,7 +12,7 @@ decides: with a_s the metric's coefficient of direction s, and b_s the tie-break
 
     b_s                                   where a_s = 0
     a_s                                   where b_s = 0
-    1.5 (a_s + b_s), |b_s| <= 0.9 |a_s|   where both speak                             (3)
+    2 (a_s + b_s), |b_s| <= 0.9 |a_s|     where both speak                             (3)
 
 so that no pair that the metric decides is ever reversed. Two say more than one, so a step by both
 may be longer (docs/signal.md has the experiments). A weighted sum of objectives is another thing:
@@ -37,7 +37,7 @@ from zoobj.signal import loss, same_in_both, together
 from zoobj.task import Example
 from zoobj.walk import Move
 
-SHARE, BOTH = 0.9, 1.5  # (3)
+SHARE, BOTH = 0.9, 2.0  # (3)
 
 
 def second_objective(told: Any, objective: Objective, allowed: bool) -> Objective | None:
