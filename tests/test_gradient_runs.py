@@ -281,14 +281,45 @@ def test_micro_batches_that_do_not_fit_are_halved(more: dict[str, Any], tmp_path
     assert killed.left(tmp_path / "run") == killed.left(tmp_path / "wanted")
 
 
+class Passes:
+    """Counts, within the first step, how often attention runs in the first layer."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.hook: Any = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **more: Any) -> None:
+        self.hook = model.model.layers[0].self_attn.register_forward_pre_hook(self.add)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.hook.remove()
+
+    def add(self, module: Any, args: Any) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "times"), [("lomo", 4, 2), ("adalomo", 4, 2), ("lomo", 16, 1)]
+)
+def test_activations_of_several_micro_batches_are_not_kept(
+    method: str, rows: int, times: int, tmp_path: Path
+) -> None:
+    """They are worked out again, since all are in one graph: else lomo would save nothing."""
+    told = {"per_device_eval_batch_size": rows, "max_steps": 1}
+    mine, plain = Passes(), Passes()
+    for name, seen in ((method, mine), ("fo-sgd", plain)):
+        ZOTrainer(args=args(tmp_path / name, method=name, **told), callbacks=[seen]).train()
+    assert mine.count == times * plain.count
+
+
 def test_what_moves_weights_on_the_way_says_what_to_do(tmp_path: Path) -> None:
     told = {"method": "lomo", "per_device_eval_batch_size": 4}
-    with pytest.raises(UserError, match=r"can't try again .*: --gradient_checkpointing true") as at:
+    less: dict[str, Any] = {**told, "per_device_eval_batch_size": 2}
+    with pytest.raises(UserError, match=r"again .*: --per_device_eval_batch_size 2, or") as at:
         ZOTrainer(args=args(tmp_path / "run", **told), callbacks=[Full(3, 2)]).train()
     assert "at step 3 of 6: --resume_from_checkpoint" in str(at.value)
     assert "--branch_from" not in str(at.value)
-    less = args(tmp_path / "run", gradient_checkpointing=True, resume_from_checkpoint=True, **told)
-    ZOTrainer(args=less).train()
+    ZOTrainer(args=args(tmp_path / "run", resume_from_checkpoint=True, **less)).train()
     ZOTrainer(args=args(tmp_path / "wanted", **told)).train()
     a, b = weights(tmp_path / "run"), weights(tmp_path / "wanted")
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)

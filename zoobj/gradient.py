@@ -27,7 +27,12 @@ from zoobj.parameters import base_anchor, moved
 from zoobj.probe import Probe, Probed, decayed
 from zoobj.run import RunFolder
 from zoobj.scoring import Scorer
-from zoobj.scoring.differentiable import derivative, training_losses
+from zoobj.scoring.differentiable import (
+    checkpointable,
+    derivative,
+    micro_batches,
+    training_losses,
+)
 from zoobj.service import Service
 from zoobj.task import Example
 from zoobj.ties import TieBreaker
@@ -95,7 +100,8 @@ class GradientStep:
         except (MemoryError, RuntimeError) as error:
             if not (isinstance(self.method, Fused) and out_of_memory(error)):
                 raise
-            less = "" if self.args.gradient_checkpointing else "--gradient_checkpointing true, or "
+            rows = min(size, self.scorer.batch_size)
+            less = f"--per_device_eval_batch_size {rows // 2}, or " if rows > 1 else ""
             raise UserError(
                 f"out of memory: {self.method.name} moves weights while it goes backward, and "
                 f"can't try again with less: {less}a run with --method fo-sgd"
@@ -113,12 +119,20 @@ class GradientStep:
         """Nothing: what the method remembers came with the weights."""
 
     def _losses(self, examples: Sequence[Example]) -> Iterator[Tensor]:
-        for loss in training_losses(self.scorer, examples, self.args.gradient_checkpointing):
+        checkpointing = self.args.gradient_checkpointing or self._in_one_graph(examples)
+        for loss in training_losses(self.scorer, examples, checkpointing):
             if not math.isfinite(loss.item()):
                 raise UserError(
                     f"the loss is {loss.item()}: lower the learning rate, or set max_grad_norm"
                 )
             yield loss
+
+    def _in_one_graph(self, examples: Sequence[Example]) -> bool:
+        """Whether the activations of several micro-batches would be alive together, which take more
+        than a fused method saves.
+        """
+        several = isinstance(self.method, Fused) and micro_batches(self.scorer, examples) > 1
+        return several and bool(checkpointable(self.scorer.model))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

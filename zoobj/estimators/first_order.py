@@ -136,8 +136,9 @@ class Fused(FirstOrder):
     pass for each parameter, however often that is used. So at no time is there more than about
     one parameter's gradient. The norm of all gradients is known at the end of a pass only, so that
     ``max_grad_norm`` takes a pass of its own before: twice the time. For the same reason all
-    micro-batches are in one graph, whose activations are alive together; and where memory runs out
-    some weights have moved, so that a step can't be tried again.
+    micro-batches are in one graph (so the trainer checkpoints its layers: else their activations
+    would be alive together); and where memory runs out some weights have moved, so that a step
+    can't be tried again.
     """
 
     def step(self, loss: Loss) -> float:

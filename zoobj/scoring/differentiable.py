@@ -17,6 +17,7 @@ from torch.autograd import forward_ad as ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoobj.errors import UserError
+from zoobj.scoring.batching import buckets
 from zoobj.scoring.choices import in_batches
 from zoobj.scoring.scorer import Scorer, gold
 from zoobj.task import Example
@@ -52,6 +53,15 @@ def training_losses(
             between=scorer.between,
         ):
             yield -logprobs.sum() / len(examples)
+
+
+def micro_batches(scorer: Scorer, examples: Sequence[Example]) -> int:
+    """How many ``training_losses`` gives for different examples: rows are of similar length."""
+    lengths = [
+        len(prompt) + len(answer) - 1
+        for prompt, answer in zip(*scorer.tokens(gold(examples)), strict=True)
+    ]
+    return sum(1 for _ in buckets(lengths, scorer.batch_size, scorer.typical_length))
 
 
 def training_loss(
@@ -104,6 +114,18 @@ class _Within(torch.nn.Module):
         return self.call()
 
 
+def checkpointable(model: Any) -> list[Any]:
+    """The layers that transformers can checkpoint."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [m for m in _base(model).modules() if isinstance(m, GradientCheckpointingLayer)]
+
+
+def _base(model: Any) -> Any:
+    """The model that an adapter is on."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 @contextmanager
 def checkpointed(model: Any) -> Iterator[None]:
     """Within the block, graphs keep no activations within layers.
@@ -111,10 +133,7 @@ def checkpointed(model: Any) -> Iterator[None]:
     transformers checkpoints layers in training mode only, in which they may have dropout: a layer
     is told that it trains, and evaluates once it runs.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
-    layers = [m for m in base.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers, base = checkpointable(model), _base(model)
     if not layers:
         raise UserError(
             f"--gradient_checkpointing: transformers can't checkpoint {type(base).__name__}: leave "
